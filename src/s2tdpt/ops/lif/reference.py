@@ -1,0 +1,43 @@
+"""The leaky integrate-and-fire neuron as the field writes it: the truth that every kernel is tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .surrogate import Spike
+
+
+def lif_step(
+    current: Tensor,
+    v: Tensor,
+    *,
+    tau: float | Tensor,
+    v_threshold: float,
+    v_reset: float | None,
+    decay_input: bool,
+    detach_reset: bool,
+    surrogate: str,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    """One step, eqs 7-9: charge, fire, reset. Returns the spike and the membrane potential after its reset."""
+    rest = 0.0 if v_reset is None else v_reset
+    if decay_input:
+        charged = v + (current - (v - rest)) / tau
+    else:
+        charged = v - (v - rest) / tau + current
+    spike = Spike.apply(charged - v_threshold, surrogate, alpha)
+    assert isinstance(spike, Tensor)
+    fired = spike.detach() if detach_reset else spike
+    if v_reset is None:
+        return spike, charged - fired * v_threshold
+    return spike, charged * (1 - fired) + fired * v_reset
+
+
+def lif(current: Tensor, v: Tensor, **neuron: object) -> tuple[Tensor, Tensor]:
+    """All steps of current [T, ...] from membrane v [...]: spikes [T, ...] and the last membrane."""
+    spikes = []
+    for x in current.unbind(0):
+        spike, v = lif_step(x, v, **neuron)  # pyright: ignore[reportArgumentType]
+        spikes.append(spike)
+    return torch.stack(spikes), v

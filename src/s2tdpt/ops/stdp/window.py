@@ -1,0 +1,58 @@
+"""The STDP window: how a spike-time difference changes a synapse (paper, sections 2.1 and eqs 18-22)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+
+PerHead = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StdpWindow:
+    r"""$w(\Delta t) = w_{offset} + A_+ e^{\Delta t/\tau_+}$ if $\Delta t < 0$, else $w_{offset} - A_- e^{-\Delta t/\tau_-}$.
+
+    Δt = t_Q − t_K in ms, with the first-spike latency t(r) = t_max · (1 − r / D_h) of a token whose D_h features fired
+    r times (eq. 18). Each constant is a number, or a tuple with one number a head. The paper leaves them open and uses
+    equal ones on both sides; only a·scale, offset·scale and t_max/tau can be told apart behind a fixed threshold.
+    """
+
+    a_plus: PerHead = 0.45
+    a_minus: PerHead = 0.45
+    tau_plus: PerHead = 20.0
+    tau_minus: PerHead = 20.0
+    t_max: PerHead = 40.0
+    offset: PerHead = 0.5
+
+    def __post_init__(self) -> None:
+        heads = set()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (list, tuple)):
+                value = tuple(float(v) for v in value)
+                heads.add(len(value))
+                object.__setattr__(self, field.name, value)
+            values = value if isinstance(value, tuple) else (value,)
+            if not values or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+                raise InputError(f"StdpWindow: {field.name} must be finite numbers, got {value!r}")
+            if field.name.startswith(("tau", "t_max")) and min(values) <= 0:
+                raise InputError(f"StdpWindow: {field.name} is a time in ms and must be > 0, got {value!r}")
+        if len(heads) > 1:
+            raise InputError(f"StdpWindow: the per-head constants disagree on the number of heads: {sorted(heads)}")
+
+    @property
+    def num_heads(self) -> int | None:
+        """Number of heads if any constant is given per head, else None."""
+        lengths = [len(v) for v in asdict(self).values() if isinstance(v, tuple)]
+        return lengths[0] if lengths else None
+
+    def constants(self, like: Tensor) -> tuple[Tensor, ...]:
+        """The six constants as tensors [H or 1, 1, 1] in the dtype and on the device of `like`."""
+        values = (getattr(self, field.name) for field in fields(self))
+        as_tuples = (v if isinstance(v, tuple) else (v,) for v in values)
+        return tuple(torch.tensor(v, dtype=like.dtype, device=like.device).view(-1, 1, 1) for v in as_tuples)
