@@ -15,8 +15,8 @@ from .ops.lif.surrogate import resolve
 class LIF(nn.Module):
     """Leaky integrate-and-fire neurons: `neuron(current [T, ...])` gives spikes [T, ...], starting from rest.
 
-    No state is kept between calls. `neuron.step(x, v)` does one step with the membrane handed in (None: at rest) and out.
-    Arguments are those of `s2tdpt.ops.lif`; `v_reset=None` is the soft reset. Eqs 7-9.
+    No state is kept between calls. `neuron.step(x, v)` does one step, with the membrane handed in (None: at rest) and
+    out. Arguments are those of `s2tdpt.ops.lif`; `v_reset=None` is the soft reset. Eqs 7-9.
     """
 
     def __init__(
@@ -68,12 +68,13 @@ class LIF(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"tau={float(self.tau):g}, v_threshold={self.v_threshold}, v_reset={self.v_reset}, "
-            f"decay_input={self.decay_input}, detach_reset={self.detach_reset}, surrogate={self.surrogate}, alpha={self.alpha:g}"
+            f"decay_input={self.decay_input}, detach_reset={self.detach_reset}, "
+            f"surrogate={self.surrogate}, alpha={self.alpha:g}"
         )
 
 
 class PLIF(LIF):
-    """LIF whose time constant is learnt: 1/tau = sigmoid(w), one w a layer, starting at `init_tau` > 1 (Fang et al. 2021)."""
+    """LIF whose time constant is learnt: 1/tau = sigmoid(w), one w a layer, from `init_tau` > 1 (Fang et al. 2021)."""
 
     def __init__(self, init_tau: float = 2.0, **neuron: object) -> None:
         if init_tau <= 1:

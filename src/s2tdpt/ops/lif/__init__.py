@@ -27,10 +27,10 @@ def lif(
 ) -> tuple[Tensor, Tensor]:
     """Spikes [T, ...] (0 or 1, in current's dtype) and the last membrane [...] of input current [T, ...].
 
-    v ← v + (x − (v − v_reset))/tau (`decay_input`, else x undecayed); spike = Θ(v − v_threshold), Θ(0) = 1; then v ← v_reset
-    where it fired, or v − v_threshold with the soft reset `v_reset=None`. tau in steps, a number or a 0-d tensor; v is
-    the membrane to start from (None: at rest). Half-precision input is integrated in float32. Surrogates: "sigmoid"
-    (α 4), "atan" (α 2).
+    v ← v + (x − (v − v_reset))/tau (`decay_input`, else x undecayed); spike = Θ(v − v_threshold), Θ(0) = 1; then
+    v ← v_reset where it fired, or v − v_threshold with the soft reset `v_reset=None`. tau in steps, a number or a 0-d
+    tensor; v is the membrane to start from (None: at rest). Half-precision input is integrated in float32.
+    Surrogates: "sigmoid" (α 4), "atan" (α 2).
     """
     alpha = surrogates.resolve(surrogate, alpha)
     if current.ndim < 1 or current.shape[0] == 0:

@@ -22,10 +22,7 @@ def lif_step(
 ) -> tuple[Tensor, Tensor]:
     """One step, eqs 7-9: charge, fire, reset. Returns the spike and the membrane potential after its reset."""
     rest = 0.0 if v_reset is None else v_reset
-    if decay_input:
-        charged = v + (current - (v - rest)) / tau
-    else:
-        charged = v - (v - rest) / tau + current
+    charged = v + (current - (v - rest)) / tau if decay_input else v - (v - rest) / tau + current
     spike = Spike.apply(charged - v_threshold, surrogate, alpha)
     assert isinstance(spike, Tensor)
     fired = spike.detach() if detach_reset else spike

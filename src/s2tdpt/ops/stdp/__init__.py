@@ -38,7 +38,7 @@ def stdp_attention(
     spikes that are not 0 or 1. Gradients flow through the counts; at ties ∂w/∂Δt = +f/τ.
     """
     _check_shapes(query, key, value, window)
-    query, key, value = (x if x.is_floating_point() else x.to(torch.get_default_dtype()) for x in (query, key, value))
+    query, key, value = _as_float(query), _as_float(key), _as_float(value)
     if check:
         for name, spikes in (("query", query), ("key", key), ("value", value)):
             _check_binary(name, spikes)
@@ -59,13 +59,17 @@ def stdp_attention(
 def stdp_weights(query: Tensor, key: Tensor, window: StdpWindow) -> Tensor:
     """Attention weights w [..., Nq, Nk] of eq. 22, for inspection; arguments as for `stdp_attention`."""
     _check_shapes(query, key, key, window)
-    return reference.weights(query.to(torch.get_default_dtype()), key.to(torch.get_default_dtype()), window)
+    return reference.weights(_as_float(query), _as_float(key), window)
 
 
 def stdp_event_counts(query: Tensor, key: Tensor, value: Tensor) -> EventCounts:
     """Additions and table reads that `implementation="event"` performs on these spikes, over all leading dimensions."""
     _check_shapes(query, key, value, StdpWindow())
     return event.event_counts(query, key, value)
+
+
+def _as_float(spikes: Tensor) -> Tensor:
+    return spikes if spikes.is_floating_point() else spikes.to(torch.get_default_dtype())
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor, window: StdpWindow) -> None:
@@ -77,14 +81,10 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor, window: StdpWindow)
     if not query.shape[:-2] == key.shape[:-2] == value.shape[:-2]:
         raise InputError(f"stdp_attention: leading dimensions differ: {shapes}")
     if query.shape[-1] != key.shape[-1] or key.shape[-2] != value.shape[-2]:
-        raise InputError(
-            f"stdp_attention: need query [..., Nq, D], key [..., Nk, D], value [..., Nk, Dv], got {shapes}"
-        )
+        raise InputError(f"stdp_attention: need query [..., Nq, D], key [..., Nk, D], value [..., Nk, Dv]: {shapes}")
     heads = window.num_heads
     if heads is not None and (query.ndim < 3 or query.shape[-3] != heads):
-        raise InputError(
-            f"stdp_attention: the window has {heads} heads, but dimension -3 of the spikes does not: {shapes}"
-        )
+        raise InputError(f"stdp_attention: the window has {heads} heads, dimension -3 of the spikes has not: {shapes}")
 
 
 def _check_binary(name: str, spikes: Tensor) -> None:

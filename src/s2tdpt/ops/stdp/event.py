@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .table import count_table, read_rows
+from .table import count_table, integer_counts, read_rows
 from .window import StdpWindow
 
 
@@ -30,16 +30,14 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: StdpWindow, sca
     bins, features = query.shape[-1] + 1, value.shape[-1]
     lead = value.shape[:-2]
     table, _ = count_table(window, query.shape[-1], value)
-    rows = (scale * table).expand(*lead, bins, bins) if lead else (scale * table)[0]
-    rows = rows.reshape(-1, bins, bins).transpose(
-        -1, -2
-    )  # rows[b, c] = the weights of key count c for every query count
-    count_k = key.sum(-1).round().long().reshape(-1, key.shape[-2])
-    accumulators = value.new_zeros(len(count_k), features, bins)
+    crossbar = (scale * table).expand(*lead, bins, bins) if lead else (scale * table)[0]
+    rows = crossbar.reshape(-1, bins, bins).transpose(-1, -2)  # rows[b, c]: key count c against every query count
+    count_k = integer_counts(key).reshape(-1, key.shape[-2])
+    accumulators = rows.new_zeros(len(count_k), features, bins)
     for b, j, d in value.reshape(-1, *value.shape[-2:]).nonzero().tolist():
         accumulators[b, d] += rows[b, count_k[b, j]]
     per_count = accumulators.transpose(-1, -2).reshape(*lead, bins, features)
-    return read_rows(per_count, query.sum(-1).round().long())
+    return read_rows(per_count, integer_counts(query)).to(value.dtype)
 
 
 def event_counts(query: Tensor, key: Tensor, value: Tensor) -> EventCounts:

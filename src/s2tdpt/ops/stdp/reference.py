@@ -21,9 +21,14 @@ def weights_of_latency_difference(delta_t: Tensor, window: StdpWindow) -> Tensor
     return torch.where(query_first, potentiation, depression) + offset
 
 
+def spike_counts(spikes: Tensor) -> Tensor:
+    """r = Σ_d of spikes [..., N, D_h], eq. 17: [..., N], in float32 or wider, where latencies stay exact."""
+    return spikes.sum(-1, dtype=torch.promote_types(spikes.dtype, torch.float32))
+
+
 def weights(query: Tensor, key: Tensor, window: StdpWindow) -> Tensor:
     """Attention weights w [..., Nq, Nk] of spikes query [..., Nq, D_h] and key [..., Nk, D_h]: eqs 17-22."""
-    count_q, count_k = query.sum(-1), key.sum(-1)  # eq. 17
+    count_q, count_k = spike_counts(query), spike_counts(key)  # eq. 17
     _, _, _, _, t_max, _ = window.constants(count_q)
     t_q = t_max * (1 - count_q / query.shape[-1]).unsqueeze(-1)  # eq. 18, [..., Nq, 1]
     t_k = t_max * (1 - count_k / key.shape[-1]).unsqueeze(-2)  # [..., 1, Nk]
@@ -32,4 +37,4 @@ def weights(query: Tensor, key: Tensor, window: StdpWindow) -> Tensor:
 
 def attention(query: Tensor, key: Tensor, value: Tensor, window: StdpWindow, scale: float) -> Tensor:
     """s · w · V, eq. 23 before its neuron: [..., Nq, D_h]."""
-    return scale * (weights(query, key, window) @ value)
+    return scale * (weights(query, key, window).to(value.dtype) @ value)

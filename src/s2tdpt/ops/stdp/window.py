@@ -15,7 +15,7 @@ PerHead = float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class StdpWindow:
-    r"""$w(\Delta t) = w_{offset} + A_+ e^{\Delta t/\tau_+}$ if $\Delta t < 0$, else $w_{offset} - A_- e^{-\Delta t/\tau_-}$.
+    """w(Δt) = offset + a_plus · exp(Δt/tau_plus) if Δt < 0, else offset − a_minus · exp(−Δt/tau_minus): eqs 20-22.
 
     Δt = t_Q − t_K in ms, with the first-spike latency t(r) = t_max · (1 − r / D_h) of a token whose D_h features fired
     r times (eq. 18). Each constant is a number, or a tuple with one number a head. The paper leaves them open and uses
