@@ -1,0 +1,1 @@
+"""Recipes, optimisers, schedules and the training engine."""

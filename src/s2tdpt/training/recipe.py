@@ -1,0 +1,278 @@
+"""Everything that defines a training run, as frozen dataclasses that read and write YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Literal
+
+import dacite
+
+from s2tdpt.data.augment import Augment
+from s2tdpt.errors import RecipeError
+from s2tdpt.training import _yaml
+from s2tdpt.training.schedule import parse_plan
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Arguments of `s2tdpt.create_model`; classes and channels come from the data."""
+
+    name: str
+    attention: str = "stdp"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Arguments of `s2tdpt.data.load`. `holdout` training images, if any, stand in for the test set."""
+
+    name: str
+    batch_size: int = 128
+    eval_batch_size: int = 500
+    holdout: int = 0
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """AdamW for all weights, or Muon for the inner matrices with AdamW at `adamw_lr` for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    adamw_lr: float = 1e-3
+    momentum: float = 0.95
+    ns_steps: int = 5
+    clip_grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class ScheduleRecipe:
+    """See `s2tdpt.training.schedule.Schedule`; `warmup` is a fraction of the run, the rates are fractions of `lr`."""
+
+    time_steps: str = "4:20"
+    warmup: float = 0.05
+    shape: Literal["cosine", "linear", "constant"] = "cosine"
+    switch_lr: float = 0.25
+    final_lr: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Every value is checked on construction; RecipeError names the dotted key."""
+
+    name: str
+    model: ModelRecipe
+    data: DataRecipe
+    augment: Augment = field(default_factory=Augment)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool = False
+    max_minutes: float | None = None
+    deterministic: bool = False
+    seed: int = 0
+    eval_every: int = 1
+    checkpoint_every_minutes: float = 2.0
+
+    def __post_init__(self) -> None:
+        _refuse_impossible_values(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Recipe:
+        """Build from nested dictionaries, as YAML gives them."""
+        if not isinstance(values, Mapping):
+            raise RecipeError("a recipe is a mapping of keys to values")
+        _refuse_unknown_keys(cls, values, "")
+        config = dacite.Config(type_hooks={float: _as_float, int: _as_int, tuple[float, float]: _as_pair}, strict=True)
+        try:
+            return dacite.from_dict(cls, values, config)
+        except dacite.MissingValueError as error:
+            raise RecipeError(f"{error.field_path}: missing") from None
+        except dacite.WrongTypeError as error:
+            wanted, value = error.field_type, error.value
+            hint = _suggest(value, [str(a) for a in typing.get_args(wanted)]) if isinstance(value, str) else ""
+            raise RecipeError(f"{error.field_path}: must be {_describe(wanted)}, not {value!r}{hint}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries of plain values; `from_dict` gives the same recipe back."""
+        return _plain(dataclasses.asdict(self))
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, every key written out."""
+        return _yaml.dump(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_yaml()` to a file."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some values changed, by dotted key: `recipe.replace(**{"optimizer.lr": 0.1, "seed": 1})`."""
+        values = self.to_dict()
+        for dotted, value in changes.items():
+            *parents, key = dotted.split(".")
+            target = values
+            for parent in parents:
+                if target.get(parent) is None:
+                    target[parent] = {}
+                target = target[parent]
+                if not isinstance(target, dict):
+                    raise RecipeError(f"{dotted}: {parent} has no keys of its own")
+            target[key] = value
+        return Recipe.from_dict(values)
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` strings, values as YAML, into the keywords of `Recipe.replace`."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not (key.strip() and equals):
+            raise RecipeError(f"{assignment!r}: overrides are written KEY=VALUE, as in optimizer.lr=0.1")
+        changes[key.strip()] = _yaml.parse(value, assignment)
+    return changes
+
+
+def recipe_folders() -> list[Path]:
+    """Where named recipes live: in the installed package, or in the checkout."""
+    here = Path(__file__).resolve()
+    return [folder for folder in (here.parents[1] / "recipes", here.parents[3] / "recipes") if folder.is_dir()]
+
+
+def list_recipes() -> list[str]:
+    """Names that `load_recipe` takes."""
+    return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
+
+
+def load_recipe(path_or_name: str | Path) -> Recipe:
+    """Read a recipe from a YAML file, or by the bare name of one that comes with the package. Raises RecipeError."""
+    path = _find(path_or_name)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"{path}: cannot be read: {reason}") from None
+    values = _yaml.parse(text, str(path))
+    try:
+        return Recipe.from_dict(values)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _find(path_or_name: str | Path) -> Path:
+    path = Path(path_or_name)
+    if path.is_file() or path.suffix in (".yaml", ".yml") or path.name != str(path_or_name):
+        return path
+    for folder in recipe_folders():
+        if (folder / f"{path.name}.yaml").is_file():
+            return folder / f"{path.name}.yaml"
+    names = list_recipes()
+    hint = _suggest(path.name, names) or f" (there are: {', '.join(names)})"
+    raise RecipeError(f"{path.name}: no such recipe{hint}")
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+_AT_LEAST_0: _Rule = ("at least 0", lambda value: value >= 0)
+_AT_LEAST_1: _Rule = ("at least 1", lambda value: value >= 1)
+_POSITIVE: _Rule = ("more than 0", lambda value: value > 0)
+_BELOW_1: _Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+_FRACTION: _Rule = ("between 0 and 1", lambda value: 0 <= value <= 1)
+_PLAN: _Rule = ("a plan like '1:190,4:11' (time steps:epochs, both at least 1)", lambda value: _is_plan(value))
+_RULES: dict[str, _Rule] = {
+    "name": ("some text", lambda value: bool(value.strip())),
+    "data.batch_size": _AT_LEAST_1,
+    "data.eval_batch_size": _AT_LEAST_1,
+    "data.holdout": _AT_LEAST_0,
+    "optimizer.lr": _POSITIVE,
+    "optimizer.weight_decay": _AT_LEAST_0,
+    "optimizer.betas": _BELOW_1,
+    "optimizer.adamw_lr": _POSITIVE,
+    "optimizer.momentum": _BELOW_1,
+    "optimizer.ns_steps": _AT_LEAST_1,
+    "optimizer.clip_grad_norm": _POSITIVE,
+    "schedule.time_steps": _PLAN,
+    "schedule.warmup": _BELOW_1,
+    "schedule.switch_lr": _FRACTION,
+    "schedule.final_lr": _FRACTION,
+    "label_smoothing": _BELOW_1,
+    "ema_decay": _BELOW_1,
+    "max_minutes": _POSITIVE,
+    "seed": _AT_LEAST_0,
+    "eval_every": _AT_LEAST_1,
+    "checkpoint_every_minutes": _AT_LEAST_0,
+}
+
+
+def _refuse_impossible_values(recipe: Recipe) -> None:
+    for key, (wanted, holds) in _RULES.items():
+        value = attrgetter(key)(recipe)
+        for part in value if isinstance(value, tuple) else [value]:
+            if part is not None and not (holds(part) and part != math.inf):
+                raise RecipeError(f"{key}: must be {wanted}, not {part!r}")
+
+
+def _is_plan(text: str) -> bool:
+    try:
+        return bool(parse_plan(text))
+    except RecipeError:
+        return False
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _as_int(value: Any) -> Any:
+    if isinstance(value, bool):  # a bool is an int to Python, but never a count to a person
+        raise dacite.WrongTypeError(field_type=int, value=value)
+    return value
+
+
+def _as_pair(value: Any) -> Any:
+    if not (isinstance(value, list | tuple) and len(value) == 2):
+        raise dacite.WrongTypeError(field_type=tuple[float, float], value=value)
+    return tuple(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _refuse_unknown_keys(cls: type, values: Mapping[Any, Any], prefix: str) -> None:
+    hints = typing.get_type_hints(cls)
+    for key, value in values.items():
+        if key not in hints:
+            raise RecipeError(f"{prefix}{key}: unknown key{_suggest(str(key), list(hints))}")
+        nested = [t for t in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(t)]
+        if nested and isinstance(value, Mapping):
+            _refuse_unknown_keys(typing.cast(type, nested[0]), value, f"{prefix}{key}.")
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _describe(wanted: Any) -> str:
+    if isinstance(wanted, types.UnionType) or typing.get_origin(wanted) is typing.Union:
+        return " or ".join(_describe(option) for option in typing.get_args(wanted))
+    if typing.get_origin(wanted) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(wanted)))
+    if dataclasses.is_dataclass(wanted):
+        return "a mapping with " + ", ".join(f.name for f in dataclasses.fields(wanted))
+    if typing.get_origin(wanted) is dict:
+        return "a mapping"
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(wanted, "two numbers")
