@@ -1,0 +1,39 @@
+"""The spiking vision Transformer: stem, blocks, head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .block import Block
+from .config import ModelConfig
+from .stem import Stem
+
+
+class SpikingTransformer(nn.Module):
+    """S²TDPT: images to class scores through `time_steps` steps of binary spikes.
+
+    `model(x)`: x [B, C, H, W], shown at each step, or [T, B, C, H, W]; returns logits [B, num_classes].
+    Nothing is remembered between calls. `time_steps` may be assigned at any time.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.time_steps = config.time_steps
+        self.stem = Stem(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Membrane potentials after the last block, [T, B, N, D]."""
+        u = self.stem(x, self.time_steps)
+        for block in self.blocks:
+            u = block(u)
+        return u
+
+    def forward_head(self, u: Tensor) -> Tensor:
+        """Logits [B, num_classes] of membrane potentials [T, B, N, D]: their mean over steps and tokens, one layer."""
+        return self.head(u.mean((0, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

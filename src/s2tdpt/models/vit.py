@@ -1,0 +1,82 @@
+"""The ANN twin: an ordinary Transformer of the same geometry, with real activations and softmax attention."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError, ModelError
+from .config import ModelConfig
+from .stem import Stem
+
+
+class Attention(nn.Module):
+    """Multi-head softmax attention on tokens [B, N, D]; Q, K, V without bias, as in the spiking model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim, bias=False)
+        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, D = x.shape
+        query, key, value = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(B, N, D))
+
+
+class TwinBlock(nn.Module):
+    """u ← u + attention(LN(u)), then u ← u + MLP(LN(u)), with GELU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
+        )
+
+    def forward(self, u: Tensor) -> Tensor:
+        u = u + self.attn(self.norm1(u))
+        return u + self.mlp(self.norm2(u))
+
+
+class VisionTransformer(nn.Module):
+    """The spiking model's stem with ReLU for neurons, pre-norm blocks, mean over tokens: [B, C, H, W] to logits."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config)
+        self.blocks = nn.ModuleList(TwinBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+
+    @property
+    def time_steps(self) -> int:
+        """An ANN has one step."""
+        return 1
+
+    @time_steps.setter
+    def time_steps(self, value: int) -> None:
+        if value != 1:
+            raise ModelError(f"the ANN twin has one time step, not {value}")
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Tokens after the last block, [B, N, D]."""
+        if x.ndim != 4:
+            raise InputError(f"the ANN twin takes still images [B, C, H, W], got {tuple(x.shape)}")
+        u = self.stem(x, 1)[0]
+        for block in self.blocks:
+            u = block(u)
+        return u
+
+    def forward_head(self, u: Tensor) -> Tensor:
+        """Logits [B, num_classes] of tokens [B, N, D]."""
+        return self.head(self.norm(u).mean(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,133 @@
+"""Weights on disk: NAME.safetensors beside NAME.json with the configuration, the card and the tensors' sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ModelError
+from .config import ModelConfig
+
+FORMAT = 1
+
+
+def save_weights(
+    model: nn.Module, path: str | os.PathLike[str], *, meta: Mapping[str, Any], dtype: str = "float32"
+) -> None:
+    """Write PATH.safetensors, then PATH.json, each atomically. `meta` is the card: model name, data, metrics, recipe.
+
+    dtype "float16" stores tensors of two or more dimensions in half precision; vectors and BatchNorm stay float32.
+    """
+    path = Path(path)
+    tensors = {k: _stored(v, dtype) for k, v in model.state_dict().items()}
+    payload = dump_tensors(tensors)
+    card = {
+        "format": FORMAT,
+        **meta,
+        "config": model.config.to_dict(),  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        "stored_dtype": dtype,
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    text = json.dumps(card, indent=1, ensure_ascii=False, default=str) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_atomically(_with_suffix(path, ".safetensors"), payload)
+        _write_atomically(_with_suffix(path, ".json"), text.encode())
+    except OSError as error:
+        raise CheckpointError(f"{path}.safetensors cannot be written: {error.strerror or error}") from error
+
+
+def load_weights(path: str | os.PathLike[str], **overrides: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Model and card from PATH.safetensors + PATH.json; overrides change the configuration (`num_classes`: new head).
+
+    Raises `CheckpointError` for a damaged or missing file, `ModelError` for weights of another geometry.
+    """
+    from .registry import build
+
+    path = Path(path)
+    card = read_card(path)
+    try:
+        config = ModelConfig.from_dict(card["config"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}.json has no usable model configuration: {error!r}") from error
+    model = build(config.replace(**overrides))
+    load_state(model, read_tensors(path, card), source=str(_with_suffix(path, ".safetensors")))
+    return model, card
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The JSON of a weights file."""
+    file = _with_suffix(path, ".json")
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing: it belongs beside the weights") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is not a weights card of format {FORMAT}")
+    return card
+
+
+def read_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a weights file, in float32, once its sha256 has been found equal to the card's."""
+    file = _with_suffix(path, ".safetensors")
+    try:
+        payload = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    if hashlib.sha256(payload).hexdigest() != card.get("sha256"):
+        raise CheckpointError(f"{file} is damaged: its sha256 is not the one in {_with_suffix(path, '.json').name}")
+    try:
+        tensors = load_tensors(payload)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy `tensors` into `model`; a head for another number of classes is left as it was drawn."""
+    own = model.state_dict()
+    loaded = dict(tensors)
+    head = [k for k in ("head.weight", "head.bias") if k in own and k in loaded and own[k].shape != loaded[k].shape]
+    for name in head:
+        loaded[name] = own[name]
+    for name in sorted(own.keys() | loaded.keys()):
+        here, there = own.get(name), loaded.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            shapes = " and ".join("absent" if t is None else str(tuple(t.shape)) for t in (here, there))
+            raise ModelError(f"{source} is for another geometry: {name} differs (model and file: {shapes})")
+    model.load_state_dict(loaded)
+
+
+def _stored(tensor: Tensor, dtype: str) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    if dtype == "float16" and tensor.ndim >= 2 and tensor.is_floating_point():
+        return tensor.to(torch.float16)
+    return tensor
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)  # not with_suffix: "name.tag" has a dot of its own
+
+
+def _write_atomically(file: Path, payload: bytes) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(payload)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
