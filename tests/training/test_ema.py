@@ -63,6 +63,7 @@ def test_swap_shows_the_average_and_restores_the_weights_exactly():
             assert model[0].weight.data_ptr() == address
             assert torch.equal(model[0].weight, ema.state_dict()["0.weight"])
             assert torch.equal(model[1].running_mean, ema.state_dict()["1.running_mean"])
+            model[1].reset_running_stats()
             raise RuntimeError("evaluation failed")
 
     with pytest.raises(RuntimeError, match="evaluation failed"):

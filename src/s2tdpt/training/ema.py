@@ -28,7 +28,8 @@ class Ema:
             raise ValueError(f"decay must be at least 0 and below 1, not {decay}")
         self.decay = decay
         self.updates = 0
-        self._live = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+        self._state = model.state_dict()
+        self._live = {name: tensor for name, tensor in self._state.items() if tensor.is_floating_point()}
         self._average = {name: tensor.clone() for name, tensor in self._live.items()}
 
     @torch.no_grad()
@@ -45,13 +46,13 @@ class Ema:
 
     @contextmanager
     def swap(self) -> Iterator[None]:
-        """Put the averages into the model for the length of a `with` block, then its own weights back, exactly."""
-        own = {name: tensor.clone() for name, tensor in self._live.items()}
+        """Put the averages into the model for the length of a `with` block, then all that was in it back, exactly."""
+        own = {name: tensor.clone() for name, tensor in self._state.items()}
         self._copy(self._live, self._average)
         try:
             yield
         finally:
-            self._copy(self._live, own)
+            self._copy(self._state, own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by name, and the number of updates."""
