@@ -1,0 +1,133 @@
+"""Everything that a recipe names, built: data, model, optimisers, schedule."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from s2tdpt.data import Augment, DeviceLoader, ImageSet, load
+from s2tdpt.errors import RecipeError
+from s2tdpt.models import create_model
+from s2tdpt.training.distributed import Ranks
+from s2tdpt.training.ema import Ema
+from s2tdpt.training.evaluate import evaluate_ranks, firing_rates
+from s2tdpt.training.optim import Optimizers, build_optimizer
+from s2tdpt.training.recipe import Recipe
+from s2tdpt.training.schedule import Schedule, parse_plan
+from s2tdpt.training.step import TrainStep, memory_advice, precise
+
+RATE_IMAGES = 500  # firing rates are measured on so many of the evaluation images
+PROBE_IMAGES = 100  # the time of an evaluation is estimated from so many
+
+
+@dataclass
+class Setup:
+    """The parts of a run; `evaluated_on` is "test", or "holdout" where training images stand in for the test set."""
+
+    recipe: Recipe
+    ranks: Ranks
+    loader: DeviceLoader
+    eval_set: ImageSet
+    evaluated_on: str
+    model: nn.Module
+    optimizers: Optimizers
+    ema: Ema | None
+    train_step: TrainStep
+    schedule: Schedule
+
+    @classmethod
+    def build(cls, recipe: Recipe, ranks: Ranks, data_root: Path | None) -> Setup:
+        """Load, create, compile, and look how long the evaluation at the end will take."""
+        train_set, eval_set, evaluated_on = load_sets(recipe, data_root)
+        loader = DeviceLoader(
+            train_set,
+            recipe.data.batch_size,
+            device=ranks.device,
+            augment=None if recipe.augment == Augment() else recipe.augment,
+            seed=recipe.seed,
+            shuffle=True,
+            drop_last=True,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            label_smoothing=recipe.label_smoothing,
+        )
+        model = build_model(recipe, train_set).to(ranks.device)
+        if ranks.device.type == "cuda":
+            model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        optimizers = build_optimizer(model, recipe.optimizer)
+        ema = Ema(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
+        train_step = TrainStep(model, optimizers, recipe, ranks)
+        schedule = Schedule(recipe, loader.steps_per_epoch)
+        eval_set = eval_set.to(ranks.device)
+        setup = cls(recipe, ranks, loader, eval_set, evaluated_on, model, optimizers, ema, train_step, schedule)
+        if recipe.compile:
+            with memory_advice(recipe, "training"):
+                train_step.warm_up(*next(loader.epoch(0)), dict.fromkeys(p.time_steps for p in schedule.phases))
+        if recipe.max_minutes is not None:
+            reserve = setup._evaluation_seconds()
+            if reserve > 60 * recipe.max_minutes:
+                raise RecipeError(
+                    f"max_minutes: the evaluation at the end alone takes about {reserve / 60:.1f} minutes"
+                )
+            setup.schedule = Schedule(recipe, loader.steps_per_epoch, reserve_seconds=reserve)
+        return setup
+
+    def evaluate(self) -> dict[str, Any]:
+        """Scores of the weights as they are ("last") and of their average ("ema"), and firing rates ("rates").
+
+        The rates are those of the weights that the run hands out: the average where there is one.
+        """
+        with memory_advice(self.recipe, "evaluation"):
+            results: dict[str, Any] = {"last": self._score(self.eval_set)}
+            if self.ema is None:
+                return {**results, "rates": self._rates()}
+            with self.ema.swap():
+                return {**results, "ema": self._score(self.eval_set), "rates": self._rates()}
+
+    def _score(self, data: ImageSet) -> dict[str, Any]:
+        self.ranks.broadcast_(list(self.model.buffers()))  # BatchNorm's statistics are each rank's own; 0's are kept
+        batch_size, precision = self.recipe.data.eval_batch_size, self.recipe.precision
+        return evaluate_ranks(self.model, data, self.ranks, batch_size=batch_size, precision=precision)
+
+    def _rates(self) -> dict[str, Any]:
+        images = min(RATE_IMAGES, self.recipe.data.eval_batch_size, len(self.eval_set))
+        x, _ = next(DeviceLoader(self.eval_set.limit(images), images, device=self.ranks.device).epoch(0))
+        with precise(self.ranks.device, self.recipe.precision):
+            return {**firing_rates(self.model, x), "firing_images": images}
+
+    def _evaluation_seconds(self) -> float:
+        """Estimate of what evaluation and saving take at the end of the run; the same on every rank."""
+        probe = self.eval_set.limit(PROBE_IMAGES)
+        self._score(probe)
+        begun = time.monotonic()
+        self._score(probe)
+        once = (time.monotonic() - begun) * math.ceil(len(self.eval_set) / len(probe))
+        return self.ranks.from_main([once * (1 if self.ema is None else 2) + 1.0])[0]
+
+
+def load_sets(recipe: Recipe, data_root: Path | None) -> tuple[ImageSet, ImageSet, str]:
+    """Training and evaluation images, and what the latter are: "test" or "holdout"."""
+    train_set = load(recipe.data.name, "train", root=data_root)
+    if recipe.data.holdout:
+        return *train_set.holdout(recipe.data.holdout), "holdout"
+    return train_set, load(recipe.data.name, "test", root=data_root), "test"
+
+
+def build_model(recipe: Recipe, data: ImageSet) -> nn.Module:
+    """The recipe's model with weights that depend on `recipe.seed` alone; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        return create_model(
+            recipe.model.name,
+            num_classes=len(data.classes),
+            in_channels=data.channels,
+            time_steps=parse_plan(recipe.schedule.time_steps)[-1].time_steps,
+            attention=recipe.model.attention,
+            **recipe.model.options,
+        )

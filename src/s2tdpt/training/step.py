@@ -1,0 +1,172 @@
+"""One training step, compiled or not: nothing in it waits for the device."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from s2tdpt.errors import TrainingError
+from s2tdpt.training.distributed import Ranks
+from s2tdpt.training.optim import Optimizers
+from s2tdpt.training.recipe import Recipe
+
+SYNC_EVERY = 20
+"""Steps between two looks at the losses, each of which waits for the device."""
+
+
+def precise(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast to bfloat16, or none: "float32" leaves everything as it is."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+class Loss(nn.Module):
+    """Model and cross-entropy as one module: what is compiled, and what data parallelism wraps."""
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.device, self.precision = device, precision
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of images [B, C, H, W] against classes [B] or soft labels [B, K]."""
+        with precise(self.device, self.precision):
+            logits = self.model(x)
+        return F.cross_entropy(logits.float(), target)
+
+
+class TrainStep:
+    """Forward, backward and update. Losses stay on the device until `take_losses` fetches all of them at once."""
+
+    def __init__(self, model: nn.Module, optimizers: Optimizers, recipe: Recipe, ranks: Ranks) -> None:
+        self.model, self.optimizers, self.recipe, self.ranks = model, optimizers, recipe, ranks
+        loss = Loss(model, ranks.device, recipe.precision)
+        if recipe.compile:
+            torch._dynamo.reset()  # models of earlier runs count towards its limit of variants
+            loss.compile(dynamic=False)
+        self.loss = ranks.wrap(loss)
+        self._losses = torch.zeros(SYNC_EVERY, device=ranks.device)
+        self._filled = 0
+
+    def __call__(self, x: Tensor, target: Tensor) -> None:
+        loss = self._backward(x, target)
+        if self.recipe.optimizer.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.optimizers.parameters(), self.recipe.optimizer.clip_grad_norm)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        self._losses[self._filled].copy_(loss.detach())
+        self._filled += 1
+
+    def _backward(self, x: Tensor, target: Tensor) -> Tensor:
+        if x.is_cuda and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        loss = self.loss(x, target)
+        loss.backward()
+        return loss
+
+    @property
+    def full(self) -> bool:
+        """True when the losses have to be taken before the next step."""
+        return self._filled == SYNC_EVERY
+
+    def take_losses(self) -> list[float]:
+        """The losses since the last call, averaged over ranks. Waits for the device; all ranks call it together."""
+        losses = self.ranks.sum(self._losses[: self._filled].tolist())
+        self._filled = 0
+        return [loss / self.ranks.world_size for loss in losses]
+
+    def finite_weights(self) -> bool:
+        """False if any weight is NaN or infinite. Waits for the device."""
+        norms = torch._foreach_norm(list(self.model.parameters()))  # pyright: ignore[reportPrivateImportUsage]
+        return bool(torch.stack(norms).isfinite().all()) if norms else True
+
+    def warm_up(self, x: Tensor, target: Tensor, time_steps: Iterable[int]) -> None:
+        """Compile for each number of time steps, on one batch, leaving weights and statistics as they were."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        before = self.model.time_steps
+        self.model.train()
+        for steps in time_steps:
+            set_time_steps(self.model, steps)
+            self._backward(x, target)
+            self.optimizers.zero_grad()
+        self.model.time_steps = before
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        if x.is_cuda:
+            torch.cuda.synchronize(x.device)
+
+
+def set_time_steps(model: nn.Module, time_steps: int) -> None:
+    """Let `model` run so many steps from now on."""
+    model.time_steps = time_steps  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+
+
+@torch.no_grad()
+def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], device: torch.device, precision: str) -> None:
+    """Replace every running mean and variance by its plain average over `batches` of images."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    model.train()
+    for x in batches if norms else ():
+        with precise(device, precision):
+            model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@contextmanager
+def numerics(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """TF32 products and tuned convolutions on CUDA; with `deterministic` only repeatable kernels. Undone at the end."""
+    before = (
+        torch.get_float32_matmul_precision(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only so
+        torch.backends.cudnn.deterministic = True
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:3]
+        torch.use_deterministic_algorithms(before[3], warn_only=before[4])
+
+
+@contextmanager
+def memory_advice(recipe: Recipe, where: str) -> Iterator[None]:
+    """Turn running out of memory into a `TrainingError` that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        key = "eval_batch_size" if where == "evaluation" else "batch_size"
+        value = getattr(recipe.data, key)
+        hints = f"lower data.{key} (now {value}, try {math.ceil(value / 2)})"
+        if recipe.precision == "float32" and where != "evaluation":
+            hints += " or set precision: bfloat16"
+        raise TrainingError(f"out of memory in {where}: {hints}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for what CUDA, the CPU allocator and Python raise when memory runs out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
