@@ -38,10 +38,11 @@ def stdp_attention(
     spikes that are not 0 or 1. Gradients flow through the counts; at ties ∂w/∂Δt = +f/τ.
     """
     _check_shapes(query, key, value, window)
-    query, key, value = _as_float(query), _as_float(key), _as_float(value)
     if check:
         for name, spikes in (("query", query), ("key", key), ("value", value)):
             _check_binary(name, spikes)
+    value = _as_float(value)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # exact: spikes are 0 or 1
     if implementation == "auto":
         implementation = "dense" if query.shape[-2] * key.shape[-2] <= 64 * 64 else "table"
     if implementation not in _IMPLEMENTATIONS:

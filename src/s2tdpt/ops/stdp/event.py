@@ -30,7 +30,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, window: StdpWindow, sca
     bins, features = query.shape[-1] + 1, value.shape[-1]
     lead = value.shape[:-2]
     table, _ = count_table(window, query.shape[-1], value)
-    crossbar = (scale * table).expand(*lead, bins, bins) if lead else (scale * table)[0]
+    crossbar = (scale * table).expand(*lead, bins, bins)
     rows = crossbar.reshape(-1, bins, bins).transpose(-1, -2)  # rows[b, c]: key count c against every query count
     count_k = integer_counts(key).reshape(-1, key.shape[-2])
     accumulators = rows.new_zeros(len(count_k), features, bins)

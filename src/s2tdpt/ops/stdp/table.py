@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .reference import spike_counts, weights_of_latency_difference
 from .window import StdpWindow
 
 
 def count_table(window: StdpWindow, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Table[a, c] = w(a − c) and its slope ∂w/∂a, each [H or 1, D_h + 1, D_h + 1]; a counts query, c key spikes."""
+    """Table[a, c] = w(a − c) and its slope ∂w/∂a, each [(H,) D_h + 1, D_h + 1]; a counts query, c key spikes."""
     counts = torch.arange(head_dim + 1, dtype=_accumulator(like), device=like.device)
     _, _, tau_plus, tau_minus, t_max, offset = window.constants(counts)
-    latency = t_max * (1 - counts / head_dim).unsqueeze(-1)  # [H, D_h + 1, 1]
+    latency = t_max * (1 - counts / head_dim).unsqueeze(-1)  # [(H,) D_h + 1, 1]
     delta_t = latency - latency.transpose(-1, -2)
     table = weights_of_latency_difference(delta_t, window)
     query_first = delta_t < 0
@@ -62,7 +63,8 @@ class TableAttention(torch.autograd.Function):
         return (scale * read_rows(per_count, count_q)).to(value.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         count_q, count_k, value = ctx.saved_tensors
         grad, bins = grads[0].to(_accumulator(value)) * ctx.scale, ctx.head_dim + 1
         table, slope = count_table(ctx.window, ctx.head_dim, value)

@@ -34,7 +34,7 @@ class StdpWindow:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, (list, tuple)):
-                value = tuple(float(v) for v in value)
+                value = tuple(float(v) if isinstance(v, int) else v for v in value)
                 heads.add(len(value))
                 object.__setattr__(self, field.name, value)
             values = value if isinstance(value, tuple) else (value,)
@@ -52,7 +52,7 @@ class StdpWindow:
         return lengths[0] if lengths else None
 
     def constants(self, like: Tensor) -> tuple[Tensor, ...]:
-        """The six constants as tensors [H or 1, 1, 1] in the dtype and on the device of `like`."""
+        """The six constants in the dtype and on the device of `like`: 0-d, or [H, 1, 1] where given per head."""
         values = (getattr(self, field.name) for field in fields(self))
-        as_tuples = (v if isinstance(v, tuple) else (v,) for v in values)
-        return tuple(torch.tensor(v, dtype=like.dtype, device=like.device).view(-1, 1, 1) for v in as_tuples)
+        tensors = (torch.tensor(v, dtype=like.dtype, device=like.device) for v in values)
+        return tuple(t.view(-1, 1, 1) if t.ndim else t for t in tensors)
