@@ -24,25 +24,26 @@ FORMAT = 1
 def save_weights(
     model: nn.Module, path: str | os.PathLike[str], *, meta: Mapping[str, Any], dtype: str = "float32"
 ) -> None:
-    """Write PATH.safetensors, then PATH.json, each atomically. `meta` is the card: model name, data, metrics, recipe.
+    """Write PATH.safetensors and PATH.json. `meta` is the card: model name, data, metrics, recipe.
 
+    Raises `CheckpointError`, with the files of before still in place, if they cannot be written.
     dtype "float16" stores tensors of two or more dimensions in half precision; vectors and BatchNorm stay float32.
     """
     path = Path(path)
+    config: ModelConfig = model.config  # pyright: ignore[reportAssignmentType]
     tensors = {k: _stored(v, dtype) for k, v in model.state_dict().items()}
     payload = dump_tensors(tensors)
     card = {
         "format": FORMAT,
         **meta,
-        "config": model.config.to_dict(),  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        "config": config.replace(time_steps=model.time_steps).to_dict(),
         "stored_dtype": dtype,
         "sha256": hashlib.sha256(payload).hexdigest(),
     }
     text = json.dumps(card, indent=1, ensure_ascii=False, default=str) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomically(_with_suffix(path, ".safetensors"), payload)
-        _write_atomically(_with_suffix(path, ".json"), text.encode())
+        _write_together({_with_suffix(path, ".safetensors"): payload, _with_suffix(path, ".json"): text.encode()})
     except OSError as error:
         raise CheckpointError(f"{path}.safetensors cannot be written: {error.strerror or error}") from error
 
@@ -121,13 +122,17 @@ def _with_suffix(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)  # not with_suffix: "name.tag" has a dot of its own
 
 
-def _write_atomically(file: Path, payload: bytes) -> None:
-    temporary = file.with_name(file.name + ".tmp")
+def _write_together(files: Mapping[Path, bytes]) -> None:
+    """Replace all files once every one is on the disk, so that tensors never stay behind with an older card."""
+    temporary = {file: file.with_name(file.name + ".tmp") for file in files}
     try:
-        with temporary.open("wb") as stream:
-            stream.write(payload)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
+        for file, payload in files.items():
+            with temporary[file].open("wb") as stream:
+                stream.write(payload)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for file in files:
+            os.replace(temporary[file], file)
     finally:
-        temporary.unlink(missing_ok=True)
+        for file in temporary.values():
+            file.unlink(missing_ok=True)
