@@ -46,6 +46,9 @@ class SpikingSelfAttention(nn.Module, ABC):
         return self.qkv(spikes)
 
     def forward(self, spikes: Tensor) -> Tensor:
+        if spikes.ndim != 4 or spikes.shape[-1] != self.embed_dim:
+            name, got = type(self).__name__, tuple(spikes.shape)
+            raise InputError(f"{name} takes spikes [T, B, N, {self.embed_dim}], got {got}")
         T, B, N, D = spikes.shape
         fired = self.qkv_neuron(self.qkv_norm(self.project(spikes)))
         heads = fired.view(T, B, N, -1, self.num_heads, self.head_dim).permute(3, 0, 1, 4, 2, 5)

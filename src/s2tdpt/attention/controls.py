@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,11 +41,12 @@ class IdentityAttention(SpikingSelfAttention):
 
     parts = ("v",)
 
-    def __init__(self, embed_dim: int, num_heads: int = 8, *, neuron: NeuronFactory = LIF) -> None:
-        super().__init__(embed_dim, num_heads, neuron=neuron)
-        mix = self.mix_neuron
-        decayed = isinstance(mix, LIF) and mix.decay_input
-        self.gain = 0.5 * (float(mix.tau) if decayed else 1.0)  # pyright: ignore[reportArgumentType]
+    @property
+    def gain(self) -> float | Tensor:
+        """Current of one spike: lifts the mixing neuron from rest to 1 % above its threshold, whatever the rounding."""
+        mix: Any = self.mix_neuron
+        tau = mix.tau if getattr(mix, "decay_input", False) else 1.0
+        return 1.01 * (mix.v_threshold - (mix.v_reset or 0.0)) * tau
 
     def mix(self, *parts: Tensor) -> Tensor:
         return self.gain * parts[0]

@@ -50,6 +50,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.time_steps = config.time_steps
         self.stem = Stem(config)
         self.blocks = nn.ModuleList(TwinBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim)
