@@ -42,7 +42,10 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     """(H, W) of the upright picture, from its header alone."""
     with _open(path) as picture:
         width, height = picture.size
-        turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        try:
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except Exception as error:
+            raise DataError(f"{path} is truncated or damaged ({error}): replace or remove it") from error
     return (width, height) if turned else (height, width)
 
 

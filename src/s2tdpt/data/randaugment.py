@@ -72,26 +72,28 @@ def _table(listed: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(listed, device=device)  # kept, because copying it makes the host wait for the device
 
 
-def randaugment(images: Tensor, draws: RandDraws, fill: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] to the same; `fill` [C] (0..255) goes where geometric operations look outside the picture."""
+def randaugment(images: Tensor, draws: RandDraws, fill: Tensor, *, whole: bool | None = None) -> Tensor:
+    """uint8 [B, C, H, W] to the same; `fill` [C] (0..255) goes where geometric operations look outside the picture.
+
+    whole: compute each family of operations for all samples and keep what was drawn, or for the drawn rows alone. The
+    first is the default on a GPU, where it costs less than waiting to hear which rows those are.
+    """
+    whole = images.device.type != "cpu" if whole is None else whole
     border = fill.round().int().view(1, -1, 1, 1)
     for operation, level, sign in zip(draws.operation, draws.level, draws.sign, strict=True):
-        before, after = images.int(), images.int()
-        for members, change in _FAMILIES:
-            members = [member for member in members if member in draws.listed]
-            if not members:
-                continue
-            chosen = operation == members[0]
-            for member in members[1:]:
-                chosen = chosen | (operation == member)
-            if images.device.type == "cpu":
-                rows = chosen.nonzero().squeeze(1)
-                if len(rows):
-                    after[rows] = change(before[rows], operation[rows], level[rows], sign[rows], border)
-            else:
-                # The whole batch: on a GPU this costs less than waiting to hear which rows need it.
+        before = images.int()
+        after = before.clone()
+        for family, change in _FAMILIES:
+            chosen = torch.zeros_like(operation, dtype=torch.bool)
+            for member in family:
+                if member in draws.listed:
+                    chosen = chosen | (operation == member)
+            if whole and any(member in draws.listed for member in family):
                 changed = change(before, operation, level, sign, border)
                 after = torch.where(chosen.view(-1, 1, 1, 1), changed, after)
+            elif not whole and bool(chosen.any()):
+                rows = chosen.nonzero().squeeze(1)
+                after[rows] = change(before[rows], operation[rows], level[rows], sign[rows], border)
         images = after.to(torch.uint8)
     return images
 
