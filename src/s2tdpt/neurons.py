@@ -65,6 +65,7 @@ class LIF(nn.Module):
         spikes, v = self._run(current.unsqueeze(0), v)
         return spikes[0], v
 
+    @torch.no_grad()
     def extra_repr(self) -> str:
         return (
             f"tau={float(self.tau):g}, v_threshold={self.v_threshold}, v_reset={self.v_reset}, "
