@@ -116,3 +116,30 @@ def test_another_models_state_is_refused():
         build_optimizer(Net(hidden=7), recipe).load_state_dict(optimizers.state_dict())
     with pytest.raises(CheckpointError, match="does not train"):
         build_optimizer(nn.Linear(2, 2), recipe).load_state_dict(optimizers.state_dict())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_steps_and_learning_rates_replay_in_a_cuda_graph(name):
+    recipe = OptimizerRecipe(name, lr=0.01)
+    graphed, eager = Net().cuda(), Net().cuda()
+    eager.load_state_dict(graphed.state_dict())
+    in_graph, outside = build_optimizer(graphed, recipe), build_optimizer(eager, recipe)
+    for ours, theirs in zip(in_graph.parameters(), outside.parameters(), strict=True):
+        ours.grad = torch.randn_like(ours)
+        theirs.grad = ours.grad.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        in_graph.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        in_graph.step()
+    outside.step()
+    for factor in (0.5, 0.1):
+        for run, step in ((in_graph, graph.replay), (outside, outside.step)):
+            run.set_lr_factor(factor)
+            step()
+    for ours, theirs in zip(in_graph.parameters(), outside.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -92,6 +92,7 @@ def test_numbers_and_plans_are_read_as_people_write_them(tmp_path):
         ("schedule: {switch_lr: 1.5}", "schedule.switch_lr: must be between 0 and 1, not 1.5"),
         ("augment: {flop: true}", "augment.flop: unknown key (did you mean flip?)"),
         ("augment: {randaugment: {num_op: 2}}", "augment.randaugment.num_op: unknown key (did you mean num_ops?)"),
+        ("augment: {shift: -1}", "augment.shift"),
         ("augment: {flip: 1}", "augment.flip: must be true or false, not 1"),
         ("compile: yes please", "compile: must be true or false, not 'yes please'"),
         ("seed: true", "seed: must be a whole number, not True"),
