@@ -46,7 +46,7 @@ def train(
         if any(ranks.from_main([float(metrics is not None)])):
             return metrics or {}
         with Interrupt() as interrupt:
-            setup = Setup.build(recipe, ranks, Path(data_root) if data_root is not None else None)
+            setup = Setup.build(recipe, ranks, Path(data_root) if data_root is not None else None, progress)
             run = Run(setup, where, interrupt, born, progress)
             try:
                 return run.run()
@@ -95,7 +95,8 @@ class Run:
         if self.saved is None:  # the first phase begins once everything is built and compiled
             self.state.elapsed = self.ranks.from_main([self._elapsed()])[0]
             self.state.position = Position(started=self.state.elapsed)
-        self.board = Board(out / folder.BOARD, len(self.state.history) + 1) if self.ranks.is_main else None
+        next_epoch = self.state.history[-1]["epoch"] + 1 if self.state.history else 1
+        self.board = Board(out / folder.BOARD, next_epoch) if self.ranks.is_main else None
         self.progress = Progress(self.schedule.total_steps, self.state.step, progress and self.ranks.is_main)
         self._saved_at = self._mark = time.monotonic()
 
@@ -209,21 +210,22 @@ class Run:
             raise TrainingError(f"interrupted; step {self.state.step} is saved in {self.out}: go on with --resume")
 
     def _look(self) -> None:
-        """Fetch the losses of the last steps; stop if one is not finite."""
+        """Fetch the losses of the last steps; stop if one, or a gradient, is not finite."""
         state = self.state
-        losses = self.setup.train_step.take_losses()
-        for step, loss in enumerate(losses, start=state.step - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise self._diverged(f"the loss is {loss} at step {step}")
+        report = self.setup.train_step.take_report()
+        for step, (loss, norm) in enumerate(report, start=state.step - len(report) + 1):
+            for name, value in (("loss", loss), ("gradient", norm)):
+                if not math.isfinite(value):
+                    raise self._diverged(f"the {name} is {value} at step {step}")
             state.tally.loss_sum += loss
         now = time.monotonic()
         state.tally.seconds += now - self._mark
         self._mark = now
-        if losses:
+        if report:
             title = f"epoch {state.tally.epoch + 1}/{self.schedule.epochs} T={state.time_steps}"
             speed, left = f"{self._images_per_second():,.0f}", clock(self._seconds_left())
-            shown = {"loss": f"{losses[-1]:.3f}", "img/s": speed, "lr": f"{state.tally.lr:.1e}", "left": left}
-            self.progress.update(len(losses), title, shown)
+            shown = {"loss": f"{report[-1][0]:.3f}", "img/s": speed, "lr": f"{state.tally.lr:.1e}", "left": left}
+            self.progress.update(len(report), title, shown)
 
     def _diverged(self, what: str) -> TrainingError:
         good = f"last good checkpoint: step {self.saved[0]}, {self.saved[1]}" if self.saved else "no checkpoint yet"

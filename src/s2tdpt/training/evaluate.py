@@ -42,7 +42,7 @@ def evaluate_ranks(
     if n == 0:
         raise InputError(f"{data.name}: there is no image to evaluate on")
     if ranks.world_size > 1:
-        data = data.subset(torch.arange(ranks.rank, n, ranks.world_size))
+        data = data.subset(torch.arange(n)[ranks.rank :: ranks.world_size])
     own = _totals(model, data, ranks.device, batch_size, precision) if len(data) else [0.0] * 4
     top1, top5, loss, seen = ranks.sum(own)
     if seen != n:
@@ -100,10 +100,11 @@ def firing_rates(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, then the mode before."""
-    training = model.training
+    """Evaluation mode, then each module's mode before."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True

@@ -42,9 +42,9 @@ class Setup:
     schedule: Schedule
 
     @classmethod
-    def build(cls, recipe: Recipe, ranks: Ranks, data_root: Path | None) -> Setup:
+    def build(cls, recipe: Recipe, ranks: Ranks, data_root: Path | None, progress: bool) -> Setup:
         """Load, create, compile, and look how long the evaluation at the end will take."""
-        train_set, eval_set, evaluated_on = load_sets(recipe, data_root)
+        train_set, eval_set, evaluated_on = load_sets(recipe, ranks, data_root, progress)
         loader = DeviceLoader(
             train_set,
             recipe.data.batch_size,
@@ -111,12 +111,16 @@ class Setup:
         return self.ranks.from_main([once * (1 if self.ema is None else 2) + 1.0])[0]
 
 
-def load_sets(recipe: Recipe, data_root: Path | None) -> tuple[ImageSet, ImageSet, str]:
+def load_sets(recipe: Recipe, ranks: Ranks, data_root: Path | None, progress: bool) -> tuple[ImageSet, ImageSet, str]:
     """Training and evaluation images, and what the latter are: "test" or "holdout"."""
-    train_set = load(recipe.data.name, "train", root=data_root)
-    if recipe.data.holdout:
-        return *train_set.holdout(recipe.data.holdout), "holdout"
-    return train_set, load(recipe.data.name, "test", root=data_root), "test"
+
+    def read() -> tuple[ImageSet, ImageSet, str]:
+        train_set = load(recipe.data.name, "train", root=data_root, progress=progress and ranks.is_main)
+        if recipe.data.holdout:
+            return *train_set.holdout(recipe.data.holdout), "holdout"
+        return train_set, load(recipe.data.name, "test", root=data_root, progress=progress and ranks.is_main), "test"
+
+    return ranks.on_main(read) or read()  # rank 0 downloads, then the others find it there
 
 
 def build_model(recipe: Recipe, data: ImageSet) -> nn.Module:

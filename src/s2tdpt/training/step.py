@@ -18,7 +18,7 @@ from s2tdpt.training.optim import Optimizers
 from s2tdpt.training.recipe import Recipe
 
 SYNC_EVERY = 20
-"""Steps between two looks at the losses, each of which waits for the device."""
+"""Steps between two looks at the report, each of which waits for the device."""
 
 
 def precise(device: torch.device, precision: str) -> torch.autocast:
@@ -42,7 +42,7 @@ class Loss(nn.Module):
 
 
 class TrainStep:
-    """Forward, backward and update. Losses stay on the device until `take_losses` fetches all of them at once."""
+    """Forward, backward and update. What each step gave stays on the device until `take_report` fetches all at once."""
 
     def __init__(self, model: nn.Module, optimizers: Optimizers, recipe: Recipe, ranks: Ranks) -> None:
         self.model, self.optimizers, self.recipe, self.ranks = model, optimizers, recipe, ranks
@@ -51,16 +51,19 @@ class TrainStep:
             torch._dynamo.reset()  # models of earlier runs count towards its limit of variants
             loss.compile(dynamic=False)
         self.loss = ranks.wrap(loss)
-        self._losses = torch.zeros(SYNC_EVERY, device=ranks.device)
+        self._report = torch.zeros(SYNC_EVERY, 2, device=ranks.device)
         self._filled = 0
 
     def __call__(self, x: Tensor, target: Tensor) -> None:
         loss = self._backward(x, target)
+        params = self.optimizers.parameters()
+        # Spikes hide a NaN from the loss (NaN >= threshold is no spike), never from the gradient.
+        norm = nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
         if self.recipe.optimizer.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.optimizers.parameters(), self.recipe.optimizer.clip_grad_norm)
+            nn.utils.clip_grads_with_norm_(params, self.recipe.optimizer.clip_grad_norm, norm)
         self.optimizers.step()
         self.optimizers.zero_grad()
-        self._losses[self._filled].copy_(loss.detach())
+        self._report[self._filled].copy_(torch.stack([loss.detach(), norm]))
         self._filled += 1
 
     def _backward(self, x: Tensor, target: Tensor) -> Tensor:
@@ -72,14 +75,18 @@ class TrainStep:
 
     @property
     def full(self) -> bool:
-        """True when the losses have to be taken before the next step."""
+        """True when the report has to be taken before the next step."""
         return self._filled == SYNC_EVERY
 
-    def take_losses(self) -> list[float]:
-        """The losses since the last call, averaged over ranks. Waits for the device; all ranks call it together."""
-        losses = self.ranks.sum(self._losses[: self._filled].tolist())
+    def take_report(self) -> list[tuple[float, float]]:
+        """(loss, gradient norm) of each step since the last call, averaged over ranks.
+
+        Waits for the device; all ranks call it together.
+        """
+        values = self.ranks.sum(self._report[: self._filled].flatten().tolist())
         self._filled = 0
-        return [loss / self.ranks.world_size for loss in losses]
+        values = [value / self.ranks.world_size for value in values]
+        return list(zip(values[::2], values[1::2], strict=True))
 
     def finite_weights(self) -> bool:
         """False if any weight is NaN or infinite. Waits for the device."""
