@@ -39,6 +39,12 @@ def test_a_stratified_choice_has_exactly_n_and_fair_shares(n: int):
     assert shares.abs().max() < 1
 
 
+def test_the_largest_remainders_are_rounded_up():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 19 + [3])
+    # Shares of 5: 2.5, 1.5, 0.95, 0.05.
+    assert torch.bincount(labels[stratified(labels, 5, seed=0)], minlength=4).tolist() == [3, 1, 1, 0]
+
+
 @pytest.mark.parametrize("n", [0, 20, 21])
 def test_an_impossible_holdout_is_refused(n: int):
     with pytest.raises(DataError, match="hold out"):

@@ -94,9 +94,8 @@ def test_samples_have_operations_of_their_own():
     fill = torch.tensor(FILL).float()
     together = randaugment(x, draws, fill)
     for i in range(30):
-        own = RandDraws(
-            draws.operation[:, i : i + 1], draws.level[:, i : i + 1], draws.sign[:, i : i + 1], draws.listed
-        )
+        operation, level, sign = (numbers[:, i : i + 1] for numbers in (draws.operation, draws.level, draws.sign))
+        own = RandDraws(operation, level, sign, tuple(operation[:, 0].tolist()))
         assert torch.equal(randaugment(x[i : i + 1], own, fill)[0], together[i])
 
 
