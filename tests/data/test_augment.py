@@ -158,6 +158,21 @@ def test_the_simple_path_is_one_graph():
     torch.testing.assert_close(whole(images(), draws, SCALE, BIAS, FILL), run(images(), draws))
 
 
+def test_no_operation_waits_for_the_device():
+    augment = Augment(True, 2, 3, 0.5, 0.5, 0.5, 1.0, RandAugment(num_ops=2))
+    drawn = draw(augment, 6, (7, 9), generator(), torch.zeros(6))
+    assert drawn.randaugment is not None
+    # Tensors without data refuse whatever has to be read by the host: item(), nonzero(), boolean indexing.
+    rand = drawn.randaugment
+    rand = rand._replace(operation=rand.operation.to("meta"), level=rand.level.to("meta"), sign=rand.sign.to("meta"))
+    boxes = {name: getattr(drawn, name).to("meta") for name in ("flip", "shift", "cutout", "erase", "mix")}
+    constants = (SCALE.to("meta"), BIAS.to("meta"), FILL.to("meta"))
+    out = apply(images().to("meta"), Draws(**boxes, randaugment=rand), *constants)
+    assert out.shape == (6, 3, 7, 9)
+    labels = torch.zeros(6, dtype=torch.int64, device="meta")
+    assert soft_targets(labels, 4, 0.1, boxes["mix"]).shape == (6, 4)
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
