@@ -72,7 +72,10 @@ class Optimizers:
                     raise CheckpointError(f"optimizer state of {self._names[param]} has another shape: start a new run")
                 if moments:
                     packed["state"][index] = moments
-            optimizer.load_state_dict(packed)
+                for key, value in optimizer.state.get(param, {}).items():
+                    value.copy_(moments[key]) if key in moments else value.zero_()
+            if not optimizer.state:  # else it has been filled in place: a recorded step knows those addresses
+                optimizer.load_state_dict(packed)
         if by_name:
             raise CheckpointError(f"optimizer state of {min(by_name)}, which this run does not train: start a new run")
 

@@ -79,6 +79,7 @@ class Recipe:
     ema_decay: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
+    cuda_graph: bool = True
     max_minutes: float | None = None
     deterministic: bool = False
     seed: int = 0

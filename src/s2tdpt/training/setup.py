@@ -66,7 +66,7 @@ class Setup:
         schedule = Schedule(recipe, loader.steps_per_epoch)
         eval_set = eval_set.to(ranks.device)
         setup = cls(recipe, ranks, loader, eval_set, evaluated_on, model, optimizers, ema, train_step, schedule)
-        if recipe.compile:
+        if recipe.compile or train_step.graph is not None:
             with memory_advice(recipe, "training"):
                 train_step.warm_up(*next(loader.epoch(0)), dict.fromkeys(p.time_steps for p in schedule.phases))
         if recipe.max_minutes is not None:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2tdpt.errors import TrainingError
 from s2tdpt.training.distributed import Ranks
+from s2tdpt.training.graph import GraphedStep
 from s2tdpt.training.optim import Optimizers
 from s2tdpt.training.recipe import Recipe
 
@@ -53,8 +54,18 @@ class TrainStep:
         self.loss = ranks.wrap(loss)
         self._report = torch.zeros(SYNC_EVERY, 2, device=ranks.device)
         self._filled = 0
+        alone_on_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
+        self.graph = GraphedStep(self._run, self._state) if recipe.cuda_graph and alone_on_gpu else None
 
     def __call__(self, x: Tensor, target: Tensor) -> None:
+        if x.is_cuda and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        report = self._run(x, target) if self.graph is None else self.graph(x, target, self.model.time_steps)
+        self._report[self._filled].copy_(report)
+        self._filled += 1
+
+    def _run(self, x: Tensor, target: Tensor) -> Tensor:
+        """The whole step; (loss, gradient norm) as one tensor."""
         loss = self._backward(x, target)
         params = self.optimizers.parameters()
         # Spikes hide a NaN from the loss (NaN >= threshold is no spike), never from the gradient.
@@ -63,12 +74,14 @@ class TrainStep:
             nn.utils.clip_grads_with_norm_(params, self.recipe.optimizer.clip_grad_norm, norm)
         self.optimizers.step()
         self.optimizers.zero_grad()
-        self._report[self._filled].copy_(torch.stack([loss.detach(), norm]))
-        self._filled += 1
+        return torch.stack([loss.detach(), norm])
+
+    def _state(self) -> Iterator[Tensor]:
+        """Every tensor that a step changes."""
+        yield from self.model.state_dict().values()
+        yield from self.optimizers.state_dict().values()
 
     def _backward(self, x: Tensor, target: Tensor) -> Tensor:
-        if x.is_cuda and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
         loss = self.loss(x, target)
         loss.backward()
         return loss
@@ -94,12 +107,17 @@ class TrainStep:
         return bool(torch.stack(norms).isfinite().all()) if norms else True
 
     def warm_up(self, x: Tensor, target: Tensor, time_steps: Iterable[int]) -> None:
-        """Compile for each number of time steps, on one batch, leaving weights and statistics as they were."""
+        """Compile or record for each number of time steps, on one batch, leaving the training state as it was."""
+        if x.is_cuda and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         before = self.model.time_steps
         self.model.train()
         for steps in time_steps:
             set_time_steps(self.model, steps)
+            if self.graph is not None:
+                self.graph.record(x, target, steps)
+                continue
             self._backward(x, target)
             self.optimizers.zero_grad()
         self.model.time_steps = before

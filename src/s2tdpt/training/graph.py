@@ -1,0 +1,61 @@
+"""A training step recorded once as a CUDA graph and replayed: a fast model is otherwise held up by launching kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # runs before the recording: kernels compile, libraries choose theirs, buffers get their place
+
+
+@dataclass(frozen=True)
+class _Recording:
+    graph: torch.cuda.CUDAGraph
+    x: Tensor
+    target: Tensor
+    result: Tensor
+
+
+class GraphedStep:
+    """`step(x, target, key)` runs `body(x, target) -> result` from the recording for `key` and these shapes.
+
+    `state()` names every tensor that the body changes in place; a recording leaves them as they were, and those that
+    the first run of the body creates, such as an optimiser's moments, at zero. The result is overwritten by the next call.
+    """
+
+    def __init__(self, body: Callable[[Tensor, Tensor], Tensor], state: Callable[[], Iterable[Tensor]]) -> None:
+        self._body, self._state = body, state
+        self._recordings: dict[Hashable, _Recording] = {}
+
+    def __call__(self, x: Tensor, target: Tensor, key: Hashable) -> Tensor:
+        recording = self.record(x, target, key)
+        recording.x.copy_(x)
+        recording.target.copy_(target)
+        recording.graph.replay()
+        return recording.result
+
+    def record(self, x: Tensor, target: Tensor, key: Hashable) -> _Recording:
+        """The recording for this key and these shapes, made now if there is none."""
+        full_key = (key, x.shape, target.shape, target.dtype)
+        if full_key not in self._recordings:
+            self._recordings[full_key] = self._record(x.clone(memory_format=torch.preserve_format), target.clone())
+        return self._recordings[full_key]
+
+    def _record(self, x: Tensor, target: Tensor) -> _Recording:
+        before = {tensor.data_ptr(): (tensor, tensor.clone()) for tensor in self._state()}
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._body(x, target)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self._body(x, target)
+        for tensor in self._state():
+            _, value = before.get(tensor.data_ptr(), (tensor, None))
+            tensor.zero_() if value is None else tensor.copy_(value)
+        return _Recording(graph, x, target, result)
