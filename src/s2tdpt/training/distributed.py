@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ class Ranks:
         if self.world_size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # static_graph: parameters that a mechanism never uses are found once, not searched for in every step.
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, static_graph=True)
+        with warnings.catch_warnings():  # broadcast_buffers has a new name, which torch 2.11 does not know
+            warnings.simplefilter("ignore", FutureWarning)
+            # static_graph: parameters that a mechanism never uses are found once, not searched for in every step.
+            return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, static_graph=True)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sums over all ranks, in float64, through the CPU."""
