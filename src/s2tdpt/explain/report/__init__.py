@@ -92,9 +92,18 @@ def write_report(
     data = document.encode()
     if len(data) > MAX_BYTES:
         raise InputError(f"report: {len(data):,} bytes are more than {MAX_BYTES:,}: show fewer images than {show}")
-    path = Path(path)
+    return _write(Path(path), data)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    """The whole file or none: a report that was there before survives a full disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
     return path
 
 

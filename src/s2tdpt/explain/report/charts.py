@@ -82,7 +82,7 @@ def line_chart(
     curves: Sequence[Curve], x: str, y: str, label: str, *, switches: Mapping[float, str] | None = None
 ) -> Html:
     """Named curves over a common axis; `switches` are vertical lines with a word each."""
-    chart = Chart()
+    chart = Chart(3.7, 2.4)
     for index, (name, xs, ys) in enumerate(curves):
         colour, style = SERIES[index % len(SERIES)], ("-", (0, (4, 2)))[index // len(SERIES) % 2]
         chart.axes.plot(xs, ys, color=colour, linestyle=style, linewidth=1.8, label=name, solid_capstyle="round")
@@ -90,6 +90,7 @@ def line_chart(
         chart.axes.axvline(where, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         over = chart.axes.get_xaxis_transform()
         chart.axes.text(where, 1.0, f" {word}", color=MUTED, fontsize=8, va="bottom", ha="center", transform=over)
+    chart.axes.xaxis.get_major_locator().set_params(integer=True)
     chart.labels(x, y)
     if len(curves) > 1:
         chart.legend()
@@ -98,7 +99,7 @@ def line_chart(
 
 def bar_chart(values: Mapping[str, float], x: str, label: str, *, groups: Mapping[str, str]) -> Html:
     """Horizontal bars, first on top; `groups` gives each bar the legend entry that colours it."""
-    chart = Chart(6.6, 0.6 + 0.19 * len(values))
+    chart = Chart(4.6, 0.7 + 0.19 * len(values))
     for index, group in enumerate(dict.fromkeys(groups.values())):
         rows = [row for row, name in enumerate(values) if groups[name] == group]
         lengths = [value for name, value in values.items() if groups[name] == group]
@@ -115,6 +116,7 @@ def histogram(x: Sequence[int], y: Sequence[float], xlabel: str, ylabel: str, la
     """Bars over whole numbers: those above 0 in the colour of potentiation, the others of depression."""
     chart = Chart(4.6, 3.0)
     chart.axes.bar(x, y, width=0.8, color=[SERIES[0] if m > 0 else SERIES[1] for m in x])
+    chart.axes.xaxis.get_major_locator().set_params(integer=True)
     chart.labels(xlabel, ylabel)
     return chart.svg(label)
 
@@ -193,7 +195,7 @@ def curve_with_spread(
 def raster_chart(panels: Mapping[str, Any], label: str) -> Html:
     """Spike rasters side by side: `panels` maps a title to spikes [T, neurons]; time runs to the right."""
     columns = len(panels)
-    chart = Chart(max(6.6, 1.5 * columns), 2.9)
+    chart = Chart(max(4.6, 1.1 * columns), 2.9)
     chart.figure.clf()
     grid = chart.figure.subplots(1, columns, squeeze=False)[0]
     for axes, (title, spikes) in zip(grid, panels.items(), strict=True):
@@ -201,7 +203,7 @@ def raster_chart(panels: Mapping[str, Any], label: str) -> Html:
         time, neuron = spikes.nonzero(as_tuple=True)
         axes.vlines((time + 1).tolist(), (neuron + 0.1).tolist(), (neuron + 0.9).tolist(), color=SERIES[0], linewidth=2)
         axes.set_xlim(0.4, steps + 0.6)
-        axes.set_ylim(0, neurons)
+        axes.set_ylim(0, max(1, neurons))
         every = math.ceil(steps / 8)
         axes.set_xticks(range(1, steps + 1, every))
         axes.set_title(title, fontsize=8.5, color=INK)

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -103,50 +103,56 @@ def energy(m: Material) -> page.Html:
     """Energy by layer as bars and as a table, the tensors that are not binary, and the counting rules."""
     report = m.energy
     assert report is not None
-    parts: list[page.Html] = []
-    total, prices = report["energy_mj"], report["cost_table"]
-    lead = f"{millijoules(total)} per image by the cost table “{prices['name']}”, all time steps together."
+    prices = report["cost_table"]
+    lead = (
+        f"{millijoules(report['energy_mj'])} per image by the cost table “{prices['name']}”, all time steps together."
+    )
     if m.ann_energy is not None:
         lead += f" The ANN twin of the same geometry takes {millijoules(m.ann_energy['energy_mj'])}."
-    parts.append(page.paragraph(lead, "lead"))
-    layers = report["layers"]
-    bars = {str(layer["name"]): layer["energy_mj"] * 1e3 for layer in layers}
-    costly = {str(layer["name"]): _operation(layer) for layer in layers}
-    largest = max(layers, key=lambda layer: layer["energy_mj"], default=None)
-    label = f"Energy of {len(layers)} layers" + (f"; the largest is {largest['name']}" if largest else "")
-    caption = "Energy per image by layer in µJ, in the order of the forward pass."
-    parts.append(
-        page.charts([page.figure(charts.bar_chart(bars, "µJ per image", label, groups=costly), caption)], "tall")
-    )
+    parts = [page.paragraph(lead, "lead"), page.charts([_energy_chart(report["layers"]), _edges(report)])]
     rows = [
         (
             layer["name"],
             " × ".join(layer["operands"]),
             f"{layer['nominal_macs'] / 1e6:,.3f}",
-            f"{100 * layer['rate']:.1f} %",
+            percent(layer["rate"]),
             f"{layer['counts']['sops'] / 1e6:,.3f}",
-            f"{layer['counts']['macs'] / 1e6:,.3f}",
+            f"{(layer['counts']['macs'] + layer['counts']['integer_macs']) / 1e6:,.3f}",
             f"{layer['energy_mj'] * 1e3:.4g}",
         )
-        for layer in layers
+        for layer in report["layers"]
     ]
     head = ("layer", "operands", "MACs, M", "density", "additions, M", "multiplications, M", "µJ")
     parts.append(page.details("All figures by layer", page.table(head, rows, "Per image, all steps.", numbers=5)))
-    edges = report["non_binary_edges"]
-    if edges:
-        rows = [
-            (edge["name"], edge["operand"], edge["what"], "multiplied" if edge["multiplies"] else "only added up")
-            for edge in edges
-        ]
-        head = ("layer", "operand", "what it is", "cost")
-        parts.append(page.table(head, rows, f"The {len(edges)} tensors that enter a product without being binary."))
-    else:
-        parts.append(page.paragraph("Every tensor that enters a product is binary."))
     if report.get("uncounted"):
         parts.append(page.paragraph(f"Not counted, the counter cannot see into: {', '.join(report['uncounted'])}."))
     rules = [*report["rules"], f"Prices: {prices['source']}."]
     parts.append(page.details("How it was counted", page.bullets(rules)))
     return page.join(parts)
+
+
+def _energy_chart(layers: Sequence[Mapping[str, Any]]) -> page.Html:
+    bars: dict[str, float] = {}
+    groups: dict[str, str] = {}
+    for layer in layers:  # a layer may hold several products
+        name, counts = str(layer["name"]), layer["counts"]
+        bars[name] = bars.get(name, 0.0) + layer["energy_mj"] * 1e3
+        multiplies = counts["macs"] or counts["integer_macs"]
+        groups[name] = "multiplications" if multiplies else "additions set off by spikes"
+    largest = max(bars, key=lambda name: bars[name], default="none")
+    label = f"Energy of {len(bars)} layers; the largest is {largest} with {bars.get(largest, 0.0):.3g} µJ"
+    chart = charts.bar_chart(bars, "µJ per image", label, groups=groups)
+    return page.figure(chart, "Energy per image by layer in µJ, in the order of the forward pass.")
+
+
+def _edges(report: Mapping[str, Any]) -> page.Html:
+    edges = report["non_binary_edges"]
+    if not edges:
+        return page.paragraph("Every tensor that enters a product is binary.")
+    costs = ("only added up", "multiplied")
+    rows = [(edge["name"], edge["operand"], edge["what"], costs[bool(edge["multiplies"])]) for edge in edges]
+    caption = f"All {len(edges)} tensors that enter a product without being binary."
+    return page.table(("layer", "operand", "what it is", "cost"), rows, caption)
 
 
 def limits(m: Material) -> page.Html:
@@ -193,11 +199,6 @@ def millijoules(value: float) -> str:
 def _energy_of(report: Mapping[str, Any] | None, metrics: Mapping[str, Any], key: str) -> float | None:
     found = first(metrics, key)
     return found if found is not None or report is None else number(report.get("energy_mj"))
-
-
-def _operation(layer: Mapping[str, Any]) -> str:
-    counts = layer["counts"]
-    return "multiplications" if counts["macs"] or counts["integer_macs"] else "additions set off by spikes"
 
 
 def _version(name: str) -> str:

@@ -111,11 +111,6 @@ def details(summary: object, body: Html) -> Html:
     return Html(f"<details><summary>{text(summary)}</summary>{body}</details>")
 
 
-def listing(value: object) -> Html:
-    """Preformatted text in a panel."""
-    return Html(f'<div class="panel"><pre tabindex="0">{text(value)}</pre></div>')
-
-
 def scale(low: str, high: str, colours: str) -> Html:
     """A colour scale in a line of text."""
     return Html(f'{text(low)} <span class="scale {colours}" aria-hidden="true"></span> {text(high)}')

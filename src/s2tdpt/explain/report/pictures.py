@@ -44,7 +44,7 @@ def heat_map(
         cell = levels[tuple(slice(at * _CELL, (at + 1) * _CELL) for at in frame)]
         cell[[0, -1], :], cell[:, [0, -1]] = _FRAME, _FRAME
     file = Image.fromarray(levels.numpy()).convert("P")
-    file.putpalette([*_palette(colours)[: 3 * _FRAME], 255, 255, 255])
+    file.putpalette([*_palette(colours)[: 3 * _FRAME], 228, 38, 38])
     return _encode(file)
 
 

@@ -40,8 +40,8 @@ def gradcam(m: Material) -> page.Html:
     x = x[: m.shown]
     columns: dict[str, Tensor] = {}
     for block in range(len(blocks(model))):
-        columns[f"block {block + 1}: attention"] = grad_cam(model, x, block=block, site="attention").maps
-        columns[f"block {block + 1}: output"] = grad_cam(model, x, block=block).maps
+        columns[f"block {block + 1} attention"] = grad_cam(model, x, block=block, site="attention").maps
+        columns[f"block {block + 1} output"] = grad_cam(model, x, block=block).maps
     rows = []
     for index in range(m.shown):
         line = [page.image(pictures.picture(m.picture(index)), m.image_name(index))]

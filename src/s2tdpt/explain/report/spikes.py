@@ -116,7 +116,7 @@ def attention(m: Material) -> page.Html:
 
     maps = [_thinned(record, every) for record in records]  # each [T, H, n, n]
     rows = [(f"block {b + 1}", cells(each.mean(0), f"block {b + 1}")) for b, each in enumerate(maps)]
-    thinned = f" Every {every}th of {tokens} tokens is shown." if every > 1 else ""
+    thinned = f" One token in {every} of all {tokens} is shown." if every > 1 else ""
     key = page.scale(f"{low:.2f}", f"{high:.2f}", "viridis")
     caption = page.Html(f"Row: query token, column: key token, mean over {steps} steps.{thinned} {key}")
     parts = [page.paragraph(_attention_lead(m, records), "lead"), page.picture_table(columns, rows, caption)]
@@ -208,8 +208,8 @@ def _token_view(m: Material, records: list[AttentionRecord]) -> list[page.Html]:
         table.append((name, line))
     caption = (
         f"The framed token sits in row {row + 1}, column {column + 1} of the {rows} × {columns} grid. Read by it: its "
-        "weights to all keys. Received: mean weight that each token gets as a key. Rollout: what reaches the framed token "
-        "from this block to the last one. Mean over heads and steps; each line has a scale of its own."
+        "weights to all keys. Received: mean weight that each token gets as a key. Rollout: what reaches the framed "
+        "token from this block to the last one. Mean over heads and steps; each line has a scale of its own."
     )
     heads = ["image", *(f"block {b + 1}" for b in range(len(records)))]
     return [page.heading("On the image"), page.picture_table(heads, table, caption)]
@@ -232,7 +232,7 @@ def _differences(records: list[AttentionRecord], head_dim: int) -> tuple[page.Ht
     ties = share[head_dim].item()
     label = f"Share of token pairs by m, from {ms[0]} to {ms[-1]}; {ties:.1f} % are ties"
     svg = charts.histogram(ms, values, "m = query's spikes − key's spikes", "% of token pairs", label)
-    return svg, f"Which differences occur: all token pairs, heads, steps and blocks. {ties:.1f} % are ties."
+    return svg, f"Which differences occur: all token pairs, heads, steps and blocks. {percent(ties / 100)} are ties."
 
 
 def _absent() -> page.Html:
