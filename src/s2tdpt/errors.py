@@ -34,6 +34,10 @@ class TrainingError(S2tdptError):
     """Training that cannot go on: a loss that is not finite, or a device out of memory."""
 
 
+class TrainingInterrupted(TrainingError):
+    """Training stopped by a signal between two steps, all of it saved."""
+
+
 class MissingExtraError(S2tdptError, ImportError):
     """An optional dependency that is not installed."""
 

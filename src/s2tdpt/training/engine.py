@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from s2tdpt.errors import CheckpointError, TrainingError
+from s2tdpt.errors import CheckpointError, TrainingError, TrainingInterrupted
 from s2tdpt.training import checkpoint, folder
 from s2tdpt.training.distributed import join
 from s2tdpt.training.interrupt import Interrupt
@@ -207,7 +207,7 @@ class Run:
         elif self.setup.train_step.full:
             self._look()
         if signal:
-            raise TrainingError(f"interrupted; step {self.state.step} is saved in {self.out}: go on with --resume")
+            raise TrainingInterrupted(f"interrupted; step {self.state.step} is in {self.out}: go on with --resume")
 
     def _look(self) -> None:
         """Fetch the losses of the last steps; stop if one, or a gradient, is not finite."""

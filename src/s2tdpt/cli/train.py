@@ -1,0 +1,90 @@
+"""`train` and `demo`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from s2tdpt.cli import options
+from s2tdpt.cli.options import DataRoot, Device
+
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the bare name of a recipe that comes with the package.",
+        autocompletion=options.complete_recipes,
+        show_default=False,
+    ),
+]
+
+
+def train(
+    recipe: Recipe,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run; default: runs/NAME.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the recipe; may be given again."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Instead of the recipe's.", show_default=False)
+    ] = None,
+    device: Device = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Train a model from a recipe.
+
+    The folder of the finished run is a MODEL for the other commands.
+
+    \b
+    Examples:
+      s2tdpt train digits
+      s2tdpt train recipes/cifar10_fast.yaml --out runs/first --seed 1
+      s2tdpt train cifar10_fast --set optimizer.lr=0.02 --set schedule.time_steps=1:40,4:5
+      s2tdpt train runs/first/recipe.yaml --out runs/first --resume
+      torchrun --nproc-per-node 2 -m s2tdpt train cifar10_fast
+    """
+    from s2tdpt.errors import TrainingInterrupted
+    from s2tdpt.training import engine
+    from s2tdpt.training.recipe import load_recipe, parse_overrides
+
+    plan = load_recipe(recipe).replace(**parse_overrides(changes or []))
+    if seed is not None:
+        plan = plan.replace(seed=seed)
+    folder = out or Path("runs") / plan.name
+    try:
+        metrics = engine.train(plan, folder, resume=resume, device=device, data_root=data_root)
+    except (KeyboardInterrupt, TrainingInterrupted):
+        again = shlex.join(["s2tdpt", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
+        print(f"\ninterrupted; to go on from the last checkpoint: {again}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"top-1 accuracy {metrics['top1']:.2%} on {metrics['n']:,} images; everything is in {folder}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and metrics.json go.")] = Path(
+        "runs/demo"
+    ),
+    device: Device = "cpu",
+) -> None:
+    """Train on real digits, beside an ANN twin, and compare.
+
+    Takes two or three minutes on two cores and needs no download.
+
+    \b
+    Examples:
+      s2tdpt demo
+      s2tdpt demo --out runs/again --device cuda
+    """
+    from s2tdpt.demo import run
+
+    run(out, device=device)

@@ -1,0 +1,77 @@
+"""`train` from the command line: a run, its interruption and its resumption, and the demo's warnings."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+QUICK = [
+    "--set",
+    "schedule.time_steps=1:1",
+    "--set",
+    "model.options={embed_dim: 32, depth: 1, stem_channels: [8, 16, 32]}",
+]
+
+
+def test_a_trained_folder_is_a_model(cli, tmp_path: Path, picture: Path) -> None:
+    result = cli("train", "digits", "--out", tmp_path / "run", "--seed", "3", "--device", "cpu", *QUICK)
+    assert result.exit_code == 0, result.output
+    top1 = json.loads((tmp_path / "run/metrics.json").read_text())["top1"]
+    assert f"{top1:.2%}" in result.stdout
+    assert "seed: 3\n" in (tmp_path / "run/recipe.yaml").read_text()
+    cli("evaluate", tmp_path / "run", "--device", "cpu", "--json", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["top1"] == pytest.approx(top1)
+    assert cli("predict", tmp_path / "run", picture).exit_code == 0
+
+
+def test_a_run_is_not_overwritten(cli, refused, tmp_path: Path) -> None:
+    arguments = ["train", "digits", "--out", tmp_path / "run", "--device", "cpu", *QUICK]
+    cli(*arguments)
+    before = (tmp_path / "run/model.safetensors").read_bytes()
+    assert "--resume" in refused(*arguments)
+    again = cli("train", tmp_path / "run/recipe.yaml", "--out", tmp_path / "run", "--resume")
+    assert again.exit_code == 0
+    assert (tmp_path / "run/model.safetensors").read_bytes() == before
+
+
+def test_ctrl_c_says_how_to_go_on(cli, tmp_path: Path) -> None:
+    whole = ["train", "digits", *QUICK, "--set", "schedule.time_steps=1:3", "--device", "cpu"]
+    cli(*whole, "--out", tmp_path / "whole")
+    code = """
+import signal, sys
+from s2tdpt.cli.app import app
+from s2tdpt.training.step import TrainStep
+calls, step = [], TrainStep.__call__
+def interrupted(self, *arguments):
+    calls.append(1)
+    if len(calls) == 30:
+        signal.raise_signal(signal.SIGINT)
+    return step(self, *arguments)
+TrainStep.__call__ = interrupted
+app(sys.argv[1:], prog_name="s2tdpt")
+"""
+    command = [sys.executable, "-c", code, *whole, "--out", str(tmp_path / "cut")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGINT, done.stderr
+    *_, said = done.stderr.splitlines()
+    name, *arguments = shlex.split(said.partition(": ")[2])
+    assert name == "s2tdpt"
+    assert not (tmp_path / "cut/model.safetensors").exists()
+    assert cli(*arguments).exit_code == 0
+    assert (tmp_path / "cut/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
+def test_demo_warns_of_idle_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    from s2tdpt.demo import warn_of_idle_attention
+
+    warn_of_idle_attention([0.005, 0.5])
+    assert capsys.readouterr().err == ""
+    warn_of_idle_attention([0.2, 0.0049, 0.51])
+    lines = capsys.readouterr().err.splitlines()
+    assert ["block 2" in lines[0], "block 3" in lines[1], len(lines)] == [True, True, 2]
