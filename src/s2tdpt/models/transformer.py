@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from .block import Block
 from .config import ModelConfig
+from .dispatch import use_fused
 from .stem import Stem
 
 
@@ -13,19 +14,25 @@ class SpikingTransformer(nn.Module):
     """S²TDPT: images to class scores through `time_steps` steps of binary spikes.
 
     `model(x)`: x [B, C, H, W], shown at each step, or [T, B, C, H, W]; returns logits [B, num_classes].
-    Nothing is remembered between calls. `time_steps` may be assigned at any time.
+    Nothing is remembered between calls. `time_steps` may be assigned at any time, and so may `implementation`: "plain"
+    runs module by module, as it reads here; "fused" through fused kernels; "auto" takes those on a GPU.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.time_steps = config.time_steps
+        self.implementation = "auto"
         self.stem = Stem(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = nn.Linear(config.embed_dim, config.num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Membrane potentials after the last block, [T, B, N, D]."""
+        if use_fused(self, x):
+            from .fused import forward_features  # Triton is there only where there is a GPU
+
+            return forward_features(self, x)
         u = self.stem(x, self.time_steps)
         for block in self.blocks:
             u = block(u)

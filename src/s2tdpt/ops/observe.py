@@ -28,6 +28,11 @@ def observe(listener: Listener) -> Iterator[None]:
         _listeners.reset(token)
 
 
+def listening() -> bool:
+    """Whether anybody listens."""
+    return bool(_listeners.get())
+
+
 def inside() -> bool:
     """Whether the body of an observed operator is running: what it does inside has been announced already."""
     return _depth.get() > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import Literal
 
 import torch
@@ -15,9 +17,21 @@ from .window import StdpWindow
 
 __all__ = ["EventCounts", "StdpWindow", "stdp_attention", "stdp_event_counts", "stdp_weights"]
 
-Implementation = Literal["auto", "dense", "table", "event"]
+Implementation = Literal["auto", "dense", "table", "event", "triton"]
 
-_IMPLEMENTATIONS = {"dense": reference.attention, "table": table.attention, "event": event.attention}
+
+def _triton(query: Tensor, key: Tensor, value: Tensor, window: StdpWindow, scale: float) -> Tensor:
+    from .triton import attention  # Triton is there only where there is a GPU
+
+    return attention(query, key, value, window, scale)
+
+
+_IMPLEMENTATIONS = {
+    "dense": reference.attention,
+    "table": table.attention,
+    "event": event.attention,
+    "triton": _triton,
+}
 
 
 def stdp_attention(
@@ -34,8 +48,8 @@ def stdp_attention(
 
     query [..., Nq, D_h], key [..., Nk, D_h], value [..., Nk, D_v]; with a per-head window the heads are dimension -3.
     Returns [..., Nq, D_v] in value's dtype (float32 for bool). `"dense"` is the equation as written; `"table"` is exact
-    too and linear in N; `"event"` handles V's spikes one by one (no gradient). `check=True` raises `InputError` on
-    spikes that are not 0 or 1. Gradients flow through the counts; at ties ∂w/∂Δt = +f/τ.
+    too and linear in N; `"event"` handles V's spikes one by one (no gradient); `"triton"` runs on a GPU. `check=True`
+    raises `InputError` on spikes that are not 0 or 1. Gradients flow through the counts; at ties ∂w/∂Δt = +f/τ.
     """
     _check_shapes(query, key, value, window)
     if check:
@@ -43,13 +57,17 @@ def stdp_attention(
             _check_binary(name, spikes)
     value = _as_float(value)
     query, key = query.to(value.dtype), key.to(value.dtype)  # exact: spikes are 0 or 1
+    obstacle = _triton_obstacle(query, value)
     if implementation == "auto":
-        implementation = "dense" if query.shape[-2] * key.shape[-2] <= 64 * 64 else "table"
+        short = query.shape[-2] * key.shape[-2] <= 64 * 64
+        implementation = "triton" if value.is_cuda and obstacle is None else "dense" if short else "table"
     if implementation not in _IMPLEMENTATIONS:
         known = ", ".join(["auto", *_IMPLEMENTATIONS])
         raise InputError(f"stdp_attention: implementation {implementation!r} is unknown: use one of {known}")
     if implementation == "event" and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
         raise InputError("stdp_attention: 'event' is for inference: use torch.no_grad(), or 'table' to train")
+    if implementation == "triton" and obstacle is not None:
+        raise InputError(f"stdp_attention: 'triton' is not available: {obstacle}")
     info = {"query": query, "key": key, "value": value, "window": window, "scale": scale}
     run = _IMPLEMENTATIONS[implementation]
     return observe.call(
@@ -67,6 +85,18 @@ def stdp_event_counts(query: Tensor, key: Tensor, value: Tensor) -> EventCounts:
     """Additions and table reads that `implementation="event"` performs on these spikes, over all leading dimensions."""
     _check_shapes(query, key, value, StdpWindow())
     return event.event_counts(query, key, value)
+
+
+def _triton_obstacle(query: Tensor, value: Tensor) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if not (value.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return "it needs a CUDA device"
+    if value.dtype == torch.float64:
+        return "it computes in float32, but the spikes are float64"
+    if query.shape[-1] != value.shape[-1] or query.shape[-1] > 128:
+        return f"it takes up to 128 features, as many of V as of Q: got {query.shape[-1]} and {value.shape[-1]}"
+    return None
 
 
 def _as_float(spikes: Tensor) -> Tensor:

@@ -1,0 +1,155 @@
+"""The spiking Transformer's forward pass through the fused operators: the same modules, the same numbers, fewer passes.
+
+Membranes are [T, M, C] with M = batch x grid. A convolution or product is followed by one operator that normalises,
+adds the residual, fires over all T steps and pools. `transformer.py` is the readable truth; tests compare the two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import STDPAttention
+from ..neurons import LIF, PLIF
+from ..ops.norm_lif import NormLif
+from ..ops.norm_lif.triton import norm_lif
+from ..ops.stdp import triton as stdp
+from ..ops.synapses import Conv3x3, LinearBeforeNorm
+from .block import Block
+
+if TYPE_CHECKING:
+    from .transformer import SpikingTransformer
+
+
+Spikes = tuple[Tensor, Tensor]
+"""Spikes [T, M, C], and the same packed into bits: what the backward pass keeps. Empty where nothing is kept."""
+
+
+def forward_features(model: SpikingTransformer, x: Tensor) -> Tensor:
+    """As `model.forward_features`: images [B, C, H, W] or [T, B, C, H, W] to membranes [T, B, N, D]."""
+    return _FusedForward(model, x).run(x)
+
+
+class _FusedForward:
+    """One forward pass over the model's modules."""
+
+    def __init__(self, model: SpikingTransformer, x: Tensor) -> None:
+        model.stem.check(x)
+        self.stem, self.blocks = model.stem, [cast(Block, b) for b in model.blocks]
+        self.static = x.ndim == 4
+        self.T, self.batch = (model.time_steps, x.shape[0]) if self.static else (x.shape[0], x.shape[1])
+        self.statistics: list[tuple[nn.BatchNorm1d, Tensor, Tensor, int]] = []
+
+    def run(self, x: Tensor) -> Tensor:
+        spikes, u = self._embed(x if self.static else x.flatten(0, 1))
+        neurons = [cast(LIF, b.neuron) for b in self.blocks[1:]]
+        for block, next_neuron in zip(self.blocks, [*neurons, None], strict=True):
+            attn, mlp = block.attn, block.mlp
+            y = self._linear(attn.proj, self._attend(cast(STDPAttention, attn), spikes))
+            spikes, u = self._fire(attn.proj_norm, y, mlp.neuron1, after=attn.proj, residual=u, membrane=True)
+            hidden, _ = self._fire(mlp.norm1, self._linear(mlp.fc1, spikes), mlp.neuron2, after=mlp.fc1)
+            y = self._linear(mlp.fc2, hidden)
+            spikes, u = self._fire(mlp.norm2, y, next_neuron, after=mlp.fc2, residual=u, membrane=True)
+        self._update_running_statistics()
+        return u.view(self.T, self.batch, -1, u.shape[-1])
+
+    def _embed(self, images: Tensor) -> tuple[Spikes, Tensor]:
+        """The stem: spikes into the first block, and U₀."""
+        stem = self.stem
+        y = stem.conv[0](images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        for i, neuron in enumerate(stem.neuron, start=1):
+            height, width = y.shape[1:3]
+            pool = (height, width) if stem.pooled[i] else None
+            (spikes, bits), _ = self._fire(stem.norm[i - 1], self._rows(y), neuron, pool=pool)
+            if pool:
+                height, width = (height + 1) // 2, (width + 1) // 2
+            seen = spikes.view(-1, height, width, spikes.shape[-1])
+            y = cast(Tensor, Conv3x3.apply(seen, bits, cast(nn.Conv2d, stem.conv[i]).weight))
+        return self._fire(stem.norm[-1], self._rows(y), self.blocks[0].neuron, membrane=True)
+
+    def _rows(self, y: Tensor) -> Tensor:
+        """Images [T · B or B, H, W, C] as [T or 1, M, C]: a static image passes the first convolution once."""
+        return y.reshape(len(y) // self.batch, -1, y.shape[-1])
+
+    def _attend(self, attn: STDPAttention, spikes: Spikes) -> Spikes:
+        (qkv, bits), _ = self._fire(attn.qkv_norm, self._linear(attn.qkv, spikes), attn.qkv_neuron)
+        tokens = qkv.view(self.T, self.batch, -1, qkv.shape[-1])
+        window = stdp.window_table(attn.window, attn.num_heads, attn.head_dim, qkv.device)
+        neuron = cast(LIF, attn.mix_neuron)
+        scale = attn.gain / tokens.shape[2]
+        constants = _spec(neuron, self.T).pack()
+        mixed = stdp.stdp_lif_op(tokens, bits, window, _inv_tau(neuron, qkv.device), scale, attn.num_heads, *constants)
+        return mixed.view(self.T, -1, mixed.shape[-1]), bits.new_empty(0)
+
+    def _linear(self, layer: nn.Linear, spikes: Spikes) -> Tensor:
+        return cast(Tensor, LinearBeforeNorm.apply(*spikes, layer.weight, layer.bias))
+
+    def _fire(
+        self,
+        norm: nn.Module,
+        y: Tensor,
+        neuron: nn.Module | None,
+        *,
+        after: nn.Linear | None = None,
+        residual: Tensor | None = None,
+        membrane: bool = False,
+        pool: tuple[int, int] | None = None,
+    ) -> tuple[Spikes, Tensor]:
+        """Spikes and membranes of BN(y) (+ residual), y [T or 1, M, C]; `after` is the layer whose bias y lacks."""
+        bn, lif = cast(nn.BatchNorm1d, norm), cast("LIF | None", neuron)
+        mean, var = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
+        bias = None if after is None else after.bias.detach()
+        packs = lif is not None and torch.is_grad_enabled() and y.shape[-1] % 8 == 0
+        spec = replace(_spec(lif, self.T), training=bn.training, eps=bn.eps, membrane=membrane, pool=pool, bits=packs)
+        if bias is not None and not bn.training:
+            mean = mean - bias
+        tau = _inv_tau(lif, y.device)
+        spikes, u, mean, var, bits = norm_lif(y, bn.weight, bn.bias, mean, var, tau, residual, spec)
+        if bn.training:
+            self.statistics.append((bn, mean if bias is None else mean + bias, var, y.shape[0] * y.shape[1]))
+        return (spikes, bits), u
+
+    def _update_running_statistics(self) -> None:
+        """Running mean and unbiased variance of every norm, as nn.BatchNorm keeps them, in a few fused updates."""
+        if not self.statistics:
+            return
+        norms, means, variances, counts = zip(*self.statistics, strict=True)
+        unbiased = [v * (n / max(1, n - 1)) for v, n in zip(variances, counts, strict=True)]
+        momentum = norms[0].momentum
+        if momentum is None:  # nn.BatchNorm's plain average over all batches
+            momentum = 1 / (int(cast(Tensor, norms[0].num_batches_tracked)) + 1)
+        with torch.no_grad():
+            torch._foreach_lerp_([n.running_mean for n in norms], list(means), momentum)
+            torch._foreach_lerp_([n.running_var for n in norms], unbiased, momentum)
+            torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+
+
+def _spec(neuron: LIF | None, time_steps: int) -> NormLif:
+    if neuron is None:
+        return NormLif(time_steps=time_steps, training=False, fire=False)
+    return NormLif(
+        time_steps=time_steps,
+        training=False,
+        v_threshold=neuron.v_threshold,
+        v_reset=neuron.v_reset,
+        decay_input=neuron.decay_input,
+        detach_reset=neuron.detach_reset,
+        surrogate=neuron.surrogate,
+        alpha=neuron.alpha,
+    )
+
+
+def _inv_tau(neuron: LIF | None, device: torch.device) -> Tensor:
+    if isinstance(neuron, PLIF):
+        return neuron.w.sigmoid()
+    return _constant(1.0 if neuron is None else 1 / float(neuron.tau), device)
+
+
+@lru_cache(maxsize=64)
+def _constant(value: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, device=device)

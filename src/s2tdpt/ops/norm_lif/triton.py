@@ -1,0 +1,234 @@
+"""The fused operator as registered PyTorch operators over the Triton kernels, for `torch.compile` and CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import kernels
+from .spec import NormLif
+
+_BLOCK = 1024
+_PROGRAMS = 132 * 8  # enough programs for every multiprocessor of a large GPU to hold several
+
+
+def _pooled(size: int) -> int:
+    return (size - 1) // 2 + 1
+
+
+def _tile(channels: int, elements: int = _BLOCK) -> tuple[int, int]:
+    """Rows and channels of a tile of that many elements, whose width divides the channels where it can."""
+    width = next((w for w in (128, 64, 32, 16) if channels % w == 0), 16)
+    return elements // width, width
+
+
+def _split(rows: int, channels: int, tile_rows: int, tile_channels: int) -> tuple[int, int]:
+    """How many programs share the rows, and how many rows each takes (a multiple of the tile's)."""
+    wanted = max(1, _PROGRAMS // triton.cdiv(channels, tile_channels))
+    per_program = triton.cdiv(triton.cdiv(rows, wanted), tile_rows) * tile_rows
+    return triton.cdiv(rows, per_program), per_program
+
+
+def _constants(spec: NormLif) -> dict[str, Any]:
+    return {
+        "THRESHOLD": spec.v_threshold,
+        "REST": spec.v_reset or 0.0,
+        "SOFT": spec.v_reset is None,
+        "DECAY_INPUT": spec.decay_input,
+    }
+
+
+def batch_statistics(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [C], float32, of the rows of y [..., C]."""
+    C = y.shape[-1]
+    rows = y.numel() // C
+    BM, BC = _tile(C)
+    programs, per_program = _split(rows, C, BM, BC)
+    partial = torch.empty(programs, 2, C, device=y.device, dtype=torch.float32)
+    mean, var = (torch.empty(C, device=y.device, dtype=torch.float32) for _ in range(2))
+    kernels.stats_kernel[(triton.cdiv(C, BC), programs)](y, partial, rows, per_program, C=C, BM=BM, BC=BC)
+    kernels.stats_finish_kernel[(triton.cdiv(C, 16),)](y, partial, mean, var, rows, programs, C=C, BP=64, BC=16)
+    return mean, var
+
+
+@torch.library.custom_op("s2tdpt::norm_lif", mutates_args=())
+def norm_lif_op(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    inv_tau: Tensor,
+    residual: Tensor | None,
+    flags: Sequence[int],
+    numbers: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Spikes, membrane current, pooling index, batch mean and variance, spike bits; what is not asked for is empty."""
+    spec = NormLif.unpack(flags, numbers)
+    T, M, C = spec.time_steps, y.shape[1], y.shape[2]
+    spikes, membrane, index, mean, var, bits = _empty_outputs(y, spec)
+    if spec.training:
+        mean, var = batch_statistics(y)
+        stats = (mean, var)
+    else:
+        stats = (running_mean, running_var)
+    common = {"C": C, "T": T, "EPS": spec.eps, "PACK": spec.bits, **_constants(spec)}
+    if spec.pool is not None:
+        H, W = spec.pool
+        n = spikes.numel() // T
+        block = _BLOCK // 2  # it needs many registers
+        kernels.forward_pool_kernel[(triton.cdiv(n, block),)](
+            y, weight, bias, *stats, inv_tau, spikes, index, bits, n, M * C,
+            H=H, W=W, HP=_pooled(H), WP=_pooled(W), BLOCK=block, **common,
+        )  # fmt: skip
+    else:
+        kernels.forward_kernel[(triton.cdiv(M * C, _BLOCK),)](
+            y, weight, bias, *stats, inv_tau, y if residual is None else residual, spikes, membrane, bits, M * C,
+            SHARED=y.shape[0] < T, RESIDUAL=residual is not None, MEMBRANE=spec.membrane, FIRE=spec.fire,
+            BLOCK=_BLOCK, **common,
+        )  # fmt: skip
+    return spikes, membrane, index, mean, var, bits
+
+
+def _empty_outputs(y: Tensor, spec: NormLif) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    T, M, C = spec.time_steps, y.shape[1], y.shape[2]
+    rows = M
+    if spec.pool is not None:
+        H, W = spec.pool
+        rows = M // (H * W) * _pooled(H) * _pooled(W)
+    spikes = y.new_empty((T, rows, C) if spec.fire else 0)
+    membrane = y.new_empty((T, M, C) if spec.membrane else 0)
+    index = y.new_empty((T, rows, C) if spec.pool is not None else 0, dtype=torch.uint8)
+    mean, var = (y.new_empty(C if spec.training else 0, dtype=torch.float32) for _ in range(2))
+    bits = y.new_empty((T, rows * C // 8) if spec.bits else 0, dtype=torch.uint8)
+    return spikes, membrane, index, mean, var, bits
+
+
+@norm_lif_op.register_fake
+def _(y, weight, bias, running_mean, running_var, inv_tau, residual, flags, numbers):
+    return _empty_outputs(y, NormLif.unpack(flags, numbers))
+
+
+@torch.library.custom_op("s2tdpt::norm_lif_backward", mutates_args=())
+def norm_lif_backward_op(
+    grad_spikes: Tensor,
+    grad_membrane: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    inv_tau: Tensor,
+    membrane: Tensor,
+    index: Tensor,
+    learn_tau: bool,
+    flags: Sequence[int],
+    numbers: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """∂y, ∂residual (empty without a membrane output) and the sums [3, C]: ∂bias, ∂weight, ∂(1/tau) by channel."""
+    spec = NormLif.unpack(flags, numbers)
+    T, M, C = spec.time_steps, y.shape[1], y.shape[2]
+    shared = y.shape[0] < T
+    grad_y, grad_x, sums = _empty_gradients(y, spec)
+    BM, BC = _tile(C, _BLOCK // 2)  # all steps of a membrane are in registers
+    programs, per_program = _split(M, C, BM, BC)
+    partial = torch.empty(programs, 3, C, device=y.device, dtype=torch.float32)
+    H, W = spec.pool or (1, 1)
+    n_out = grad_spikes.numel() // T
+    count = float(y.shape[0] * M)
+    options = {
+        "C": C, "H": H, "W": W, "HP": _pooled(H), "WP": _pooled(W), "T": T, "SHARED": shared, "EPS": spec.eps,
+        "TRAINING": spec.training, "HAS_MEMBRANE": spec.membrane, "GRAD_MEMBRANE": spec.membrane,
+        "FIRE": spec.fire, "POOL": spec.pool is not None, "DETACH": spec.detach_reset, "ALPHA": spec.alpha,
+        "ATAN": spec.surrogate == "atan", "GRAD_TAU": learn_tau, "BM": BM, "BC": BC, **_constants(spec),
+    }  # fmt: skip
+    grid = (triton.cdiv(C, BC), programs)
+
+    def backward(out: Tensor, apply: bool) -> None:
+        kernels.backward_kernel[grid](
+            y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, sums, partial, out,
+            M, per_program, n_out, count, APPLY=apply, **options,
+        )  # fmt: skip
+
+    backward(grad_x if spec.membrane else grad_y, apply=False)
+    kernels.sum_finish_kernel[(triton.cdiv(3 * C, 16),)](partial, sums, programs, 3 * C, BP=64, BC=16)
+    if spec.membrane:
+        kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
+            y, weight, mean, var, grad_x, sums, grad_y, M * C, count,
+            C=C, T=T, SHARED=shared, EPS=spec.eps, TRAINING=spec.training, BLOCK=_BLOCK,
+        )  # fmt: skip
+    else:
+        backward(grad_y, apply=True)
+    return grad_y, grad_x, sums
+
+
+def _empty_gradients(y: Tensor, spec: NormLif) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x = y.new_empty((spec.time_steps, *y.shape[1:]) if spec.membrane else 0)
+    return torch.empty_like(y), grad_x, y.new_empty(3, y.shape[2], dtype=torch.float32)
+
+
+@norm_lif_backward_op.register_fake
+def _(grad_spikes, grad_membrane, y, weight, bias, mean, var, inv_tau, membrane, index, learn_tau, flags, numbers):
+    return _empty_gradients(y, NormLif.unpack(flags, numbers))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    y, weight, bias, running_mean, running_var, inv_tau, residual, flags, numbers = inputs
+    _, membrane, index, mean, var, bits = output
+    spec = NormLif.unpack(flags, numbers)
+    stats = (mean, var) if spec.training else (running_mean, running_var)
+    ctx.mark_non_differentiable(index, mean, var, bits)
+    ctx.save_for_backward(y, weight, bias, *stats, inv_tau, membrane, index)
+    ctx.flags, ctx.numbers, ctx.has_residual = flags, numbers, residual is not None
+    ctx.spec = spec
+
+
+def _backward(ctx: Any, grad_spikes: Tensor, grad_membrane: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    y, weight, bias, mean, var, inv_tau, membrane, index = ctx.saved_tensors
+    learn_tau = ctx.needs_input_grad[5]
+    grad_y, grad_x, sums = norm_lif_backward_op(
+        grad_spikes.contiguous(), grad_membrane.contiguous(), y, weight, bias, mean, var, inv_tau, membrane, index,
+        learn_tau, ctx.flags, ctx.numbers,
+    )  # fmt: skip
+    grad_tau = sums[2].sum().view(inv_tau.shape) if learn_tau else None
+    grad_residual = grad_x if ctx.has_residual else None
+    return grad_y, sums[1], sums[0], None, None, grad_tau, grad_residual, None, None
+
+
+norm_lif_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def norm_lif(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    inv_tau: Tensor,
+    residual: Tensor | None,
+    spec: NormLif,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.norm_lif`, by the fused kernels; last, the spikes as bits, eight a byte, if the spec says so."""
+    flags, numbers = spec.pack()
+    residual = None if residual is None else residual.contiguous()
+    outputs = norm_lif_op(y.contiguous(), weight, bias, mean, var, inv_tau, residual, flags, numbers)
+    spikes, membrane, _, new_mean, new_var, bits = outputs
+    return spikes, membrane, *((new_mean, new_var) if spec.training else (mean, var)), bits
+
+
+@torch.library.custom_op("s2tdpt::unpack", mutates_args=())
+def unpack(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The spikes, of that shape, that `norm_lif` packed."""
+    out = torch.empty(shape, device=bits.device, dtype=dtype)
+    n = out.numel()
+    kernels.unpack_kernel[(triton.cdiv(n, 4 * _BLOCK),)](bits, out, n, BLOCK=4 * _BLOCK)
+    return out
+
+
+@unpack.register_fake
+def _(bits, shape, dtype):
+    return torch.empty(shape, device=bits.device, dtype=dtype)

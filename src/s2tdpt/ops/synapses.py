@@ -1,0 +1,65 @@
+"""Linear and convolution layers of the fused forward pass, which keep their input spikes for backward as bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .norm_lif.triton import unpack
+
+
+class LinearBeforeNorm(torch.autograd.Function):
+    """spikes [..., D] @ weightᵀ in the spikes' dtype, going straight into batch normalisation.
+
+    The norm's mean removes a bias, so none is added and its gradient is 0. `bits` are the packed spikes, or empty.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight_dtype, ctx.bias = weight.dtype, None if bias is None else (bias.shape, bias.dtype)
+        weight = weight.to(spikes.dtype)
+        _keep(ctx, spikes, bits, weight)
+        return spikes @ weight.t()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        spikes, weight = _kept(ctx)
+        (grad,) = grads
+        grad_weight = grad.flatten(0, -2).t() @ spikes.flatten(0, -2)
+        grad_bias = None if ctx.bias is None else grad.new_zeros(ctx.bias[0], dtype=ctx.bias[1])
+        return grad @ weight, None, grad_weight.to(ctx.weight_dtype), grad_bias
+
+
+class Conv3x3(torch.autograd.Function):
+    """Convolution (3x3, padding 1, no bias) of spikes [B, H, W, C], channels last in memory: [B, H, W, C']."""
+
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor) -> Tensor:
+        ctx.weight_dtype = weight.dtype
+        weight = weight.to(spikes.dtype, memory_format=torch.channels_last)
+        _keep(ctx, spikes, bits, weight)
+        return F.conv2d(spikes.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        spikes, weight = _kept(ctx)
+        grad, x = (t.permute(0, 3, 1, 2) for t in (grads[0], spikes))
+        mask = [ctx.needs_input_grad[0], True, False]
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+        )
+        grad_spikes = None if grad_x is None else grad_x.permute(0, 2, 3, 1)
+        return grad_spikes, None, grad_weight.to(ctx.weight_dtype)
+
+
+def _keep(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor) -> None:
+    ctx.shape, ctx.dtype, ctx.packed = spikes.shape, spikes.dtype, bits.numel() > 0
+    ctx.save_for_backward(bits if ctx.packed else spikes, weight)
+
+
+def _kept(ctx: Any) -> tuple[Tensor, Tensor]:
+    kept, weight = ctx.saved_tensors
+    return (unpack(kept, ctx.shape, ctx.dtype) if ctx.packed else kept), weight
