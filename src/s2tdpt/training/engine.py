@@ -207,7 +207,8 @@ class Run:
         elif self.setup.train_step.full:
             self._look()
         if signal:
-            raise TrainingInterrupted(f"interrupted; step {self.state.step} is in {self.out}: go on with --resume")
+            done = f"step {self.state.step} is saved in {self.out}"
+            raise TrainingInterrupted(f"interrupted; {done}: go on with --resume")
 
     def _look(self) -> None:
         """Fetch the losses of the last steps; stop if one, or a gradient, is not finite."""
