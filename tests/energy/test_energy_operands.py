@@ -32,6 +32,8 @@ from s2tdpt.energy import Operand, classify
         ([0.1, -0.75, 1.3], "float", 1.0, 1.0),
         ([0.0, 1.0, math.nan], "float", 2 / 3, 1.0),
         ([0.0, 1.0, math.inf], "float", 2 / 3, 1.0),
+        ([0.0, math.nan], "float", 0.5, 1.0),
+        ([0.0, math.inf], "float", 0.5, 1.0),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

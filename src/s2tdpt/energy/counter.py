@@ -62,8 +62,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     try:
         for part, _ in training:
             part.training = False
-        with torch.compiler.set_stance("force_eager"):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
         for part, flag in training:

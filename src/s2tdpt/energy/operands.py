@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,10 +41,10 @@ def classify(values: Tensor) -> Operand:
     values = values.detach().to(torch.float64 if values.dtype is torch.float64 else torch.float32)
     low, high = (bound.item() for bound in values.aminmax())
     largest = max(-low, high)
+    if not math.isfinite(largest):
+        return Operand("float", density)
     magnitudes = values.abs()
     magnitudes = magnitudes[magnitudes > 0]
-    if not largest < float("inf") or magnitudes.numel() < nonzeros:  # NaN compares false
-        return Operand("float", density)
     smallest = magnitudes.min().item()
     if smallest == largest:
         if low < 0 < high:

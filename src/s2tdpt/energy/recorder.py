@@ -211,9 +211,10 @@ class Recorder:
         return lambda module, args: self.calls.append(_Call(name, module))
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        call = self.calls.pop()
-        while call.module is not module:  # it failed, and its caller went on without it
-            call = self.calls.pop()
+        call = self.calls[-1]
+        if call.module is not module:  # a hook that ran before ours raised: it never entered
+            return
+        self.calls.pop()
         spikes, current = next(tensors(output), None), next(tensors(args), None)
         if spikes is None:
             return

@@ -4,6 +4,9 @@ Membranes are [T, M, C] with M = batch x grid. A convolution or product is follo
 adds the residual, fires over all T steps and pools. `transformer.py` is the readable truth; tests compare the two.
 """
 
+# pyright: reportPrivateImportUsage=false
+# (torch documents its _foreach_ functions, but does not export them)
+
 from __future__ import annotations
 
 from dataclasses import replace

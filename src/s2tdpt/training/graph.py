@@ -1,4 +1,4 @@
-"""A training step recorded once as a CUDA graph and replayed: a fast model is otherwise held up by launching kernels."""
+"""A training step recorded once as a CUDA graph and replayed: launching kernels one by one holds a fast model up."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class _Recording:
 class GraphedStep:
     """`step(x, target, key)` runs `body(x, target) -> result` from the recording for `key` and these shapes.
 
-    `state()` names every tensor that the body changes in place; a recording leaves them as they were, and those that
-    the first run of the body creates, such as an optimiser's moments, at zero. The result is overwritten by the next call.
+    `state()` names every tensor that the body changes in place; a recording leaves them as they were, and those
+    the first run creates, such as an optimiser's moments, at zero. The result is overwritten by the next call.
     """
 
     def __init__(self, body: Callable[[Tensor, Tensor], Tensor], state: Callable[[], Iterable[Tensor]]) -> None:

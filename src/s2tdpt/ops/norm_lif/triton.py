@@ -13,6 +13,9 @@ from . import kernels
 from .spec import NormLif
 
 _BLOCK = 1024
+_BACKWARD_TILE = 512  # all steps of a membrane are in registers
+_BACKWARD_WARPS = 4
+_POOL_BLOCK = 512
 _PROGRAMS = 132 * 8  # enough programs for every multiprocessor of a large GPU to hold several
 
 
@@ -80,10 +83,9 @@ def norm_lif_op(
     if spec.pool is not None:
         H, W = spec.pool
         n = spikes.numel() // T
-        block = _BLOCK // 2  # it needs many registers
-        kernels.forward_pool_kernel[(triton.cdiv(n, block),)](
+        kernels.forward_pool_kernel[(triton.cdiv(n, _POOL_BLOCK),)](
             y, weight, bias, *stats, inv_tau, spikes, index, bits, n, M * C,
-            H=H, W=W, HP=_pooled(H), WP=_pooled(W), BLOCK=block, **common,
+            H=H, W=W, HP=_pooled(H), WP=_pooled(W), BLOCK=_POOL_BLOCK, **common,
         )  # fmt: skip
     else:
         kernels.forward_kernel[(triton.cdiv(M * C, _BLOCK),)](
@@ -134,7 +136,7 @@ def norm_lif_backward_op(
     T, M, C = spec.time_steps, y.shape[1], y.shape[2]
     shared = y.shape[0] < T
     grad_y, grad_x, sums = _empty_gradients(y, spec)
-    BM, BC = _tile(C, _BLOCK // 2)  # all steps of a membrane are in registers
+    BM, BC = _tile(C, _BACKWARD_TILE)
     programs, per_program = _split(M, C, BM, BC)
     partial = torch.empty(programs, 3, C, device=y.device, dtype=torch.float32)
     H, W = spec.pool or (1, 1)
@@ -151,7 +153,7 @@ def norm_lif_backward_op(
     def backward(out: Tensor, apply: bool) -> None:
         kernels.backward_kernel[grid](
             y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, sums, partial, out,
-            M, per_program, n_out, count, APPLY=apply, **options,
+            M, per_program, n_out, count, APPLY=apply, num_warps=_BACKWARD_WARPS, **options,
         )  # fmt: skip
 
     backward(grad_x if spec.membrane else grad_y, apply=False)
