@@ -75,3 +75,26 @@ def test_demo_warns_of_idle_attention(capsys: pytest.CaptureFixture[str]) -> Non
     warn_of_idle_attention([0.2, 0.0049, 0.51])
     lines = capsys.readouterr().err.splitlines()
     assert ["block 2" in lines[0], "block 3" in lines[1], len(lines)] == [True, True, 2]
+
+
+def test_demo_compares_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from s2tdpt import demo
+
+    quick = {"model.options": {"embed_dim": 32, "stem_channels": [8, 16, 32]}, "schedule.time_steps": "1:1"}
+    load_recipe = demo.load_recipe
+    monkeypatch.setattr(demo, "load_recipe", lambda name: load_recipe(name).replace(**quick))
+    for _ in range(2):  # again into the same folder
+        returned = demo.run(tmp_path / "demo", device="cpu")
+    metrics = json.loads((tmp_path / "demo/metrics.json").read_text())
+    assert metrics == returned
+    for key in ("test_top1", "ann_test_top1", "mean_firing_rate", "synaptic_firing_rate"):
+        assert 0 <= metrics[key] <= 1
+    assert len(metrics["attention_firing_rate"]) == 2
+    assert 0 < metrics["energy_mj"] < metrics["ann_energy_mj"]
+    assert metrics["train_seconds"] > 0
+    page = (tmp_path / "demo/report.html").read_text()
+    assert len(page) < 6_000_000
+    assert "Grad-CAM" in page
+    printed = capsys.readouterr().out
+    for shown in ("accuracy on 360 test digits", f"{metrics['ann_test_top1']:.2%}", "block 2", "report.html"):
+        assert shown in printed
