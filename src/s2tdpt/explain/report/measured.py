@@ -151,7 +151,7 @@ def _edges(report: Mapping[str, Any]) -> page.Html:
         return page.paragraph("Every tensor that enters a product is binary.")
     costs = ("only added up", "multiplied")
     rows = [(edge["name"], edge["operand"], edge["what"], costs[bool(edge["multiplies"])]) for edge in edges]
-    caption = f"All {len(edges)} tensors that enter a product without being binary."
+    caption = f"Tensors that enter a product without being binary: {len(edges)}."
     return page.table(("layer", "operand", "what it is", "cost"), rows, caption)
 
 

@@ -83,10 +83,7 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]], caption: obj
             f"<td{_class('number' if i >= first else '')}>{text(value)}</td>" for i, value in enumerate(values, start=1)
         )
         lines.append(f'<tr><th scope="row">{text(name)}</th>{cells}</tr>')
-    return Html(
-        f'<div class="scroll" tabindex="0"><table><caption>{text(caption)}</caption><thead><tr>{columns}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    return _plate(f"<table><thead><tr>{columns}</tr></thead><tbody>{''.join(lines)}</tbody></table>", caption)
 
 
 def picture_table(
@@ -99,10 +96,15 @@ def picture_table(
         f'<tr><th scope="row">{text(name)}</th>{"".join(f"<td>{picture}</td>" for picture in pictures)}</tr>'
         for name, pictures in rows
     ]
+    drawn = f'<table class="pictures" style="--tile:{width:.1f}rem"><thead><tr><td></td>{columns}</tr></thead>'
+    return _plate(f"{drawn}<tbody>{''.join(lines)}</tbody></table>", caption)
+
+
+def _plate(content: str, caption: object) -> Html:
+    """A table that scrolls sideways on its own where the page is narrow; its caption stays."""
     return Html(
-        f'<figure class="plate" style="--tile:{width:.1f}rem"><figcaption>{text(caption)}</figcaption>'
-        f'<div class="scroll" tabindex="0"><table class="pictures"><thead><tr><td></td>{columns}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div></figure>"
+        f'<figure class="plate"><figcaption>{text(caption)}</figcaption>'
+        f'<div class="scroll" tabindex="0">{content}</div></figure>'
     )
 
 

@@ -126,7 +126,7 @@ def attention(m: Material) -> page.Html:
             for b, each in enumerate(maps)
             for t in range(min(steps, STEPS))
         ]
-        told = "The same at every step." if steps <= STEPS else f"The first {STEPS} of {steps} steps."
+        told = "Each step by itself." if steps <= STEPS else f"The first {STEPS} of {steps} steps."
         parts.append(page.details("Every step", page.picture_table(columns, rows, told)))
     parts += _token_view(m, records)
     return page.join(parts)
