@@ -173,6 +173,17 @@ def test_a_loop_over_steps_counts_like_steps_folded_into_the_batch():
     assert (fc.nominal_macs, fc.calls, fc.operands[0]) == (4 * 48 * 2, 4, "binary")
 
 
+def test_frames_written_into_one_buffer_are_told_apart():
+    def frames(x, fc):
+        buffer, total = x.clone(), 0.0
+        for shift in (0.0, 1.0, 1.0):
+            buffer.copy_(x + shift)
+            total = total + fc(buffer)
+        return total
+
+    assert count(Call(frames), torch.rand(2, 8)).nominal_macs == 2 * 24
+
+
 def test_a_black_input_is_still_pixels_and_cutting_it_up_repeats_nothing():
     for x in (torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)):
         patches = count(Call(lambda x, fc: fc(x.view(4, 8))), x)
@@ -342,6 +353,14 @@ def test_stdp_attention_inside_somebody_elses_module(implementation):
     products = [r.name for r in report.layers]
     assert products == ["embed", "mixer.qkv", "mixer", "mixer.proj"]  # nothing from inside the operator
     assert report.counts.neuron_updates == T * N * (24 + 8)
+
+
+def test_stdp_attention_on_real_numbers_shows():
+    mixer = Call(lambda x, fc: s2tdpt.ops.stdp_attention((x > 0.5).to(x), (x > 0.5).to(x), x, s2tdpt.StdpWindow()))
+    report = count(mixer, torch.rand(2, 5, 8))
+    assert (report.counts.macs, report.counts.sops) == (5 * 5 * 8, 0)
+    (edge,) = report.non_binary_edges
+    assert (edge.operand, edge.what, edge.multiplies) == ("value", "pixels", True)
 
 
 class Broken(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from s2tdpt.energy import count
+from s2tdpt.energy.products import is_product, read_products
 
 MODES = {"grad": nullcontext, "no_grad": torch.no_grad, "inference": torch.inference_mode}
 
@@ -121,6 +122,7 @@ def test_exact_macs_of_pixels_leave_padding_out_but_keep_zeros():
         (lambda a, b: torch.baddbmm(torch.ones(2, 3, 5), a, b), [(2, 3, 4), (2, 4, 5)], 120),
         (lambda a, b: torch.addbmm(torch.ones(3, 5), a, b), [(2, 3, 4), (2, 4, 5)], 120),
         (lambda a, b: torch.addmm(torch.ones(5), a, b), [(3, 4), (4, 5)], 60),
+        (lambda a, b: torch.ones(3, 5).addmm_(a, b), [(3, 4), (4, 5)], 60),
         (lambda a, b: torch.addmv(torch.ones(3), a, b), [(3, 4), (4,)], 12),
         (lambda a, b: torch.mv(a, b), [(3, 4), (4,)], 12),
         (lambda a, b: torch.dot(a, b), [(4,), (4,)], 4),
@@ -178,6 +180,15 @@ def test_attention_backends_agree(backend):
     x = torch.randn(2, 3, 5, 8)
     with nn.attention.sdpa_kernel(getattr(nn.attention.SDPBackend, backend)):
         assert count(Call(F.scaled_dot_product_attention), (x, x, x)).counts.macs == 2 * 3 * 5 * 5 * 8
+
+
+@pytest.mark.parametrize("kernel", ["flash", "efficient", "cudnn", "fused"])
+def test_attention_kernels_of_gpus_are_known(kernel):
+    name = f"_scaled_dot_product_{kernel}_attention{'_overrideable' if kernel == 'fused' else ''}"
+    func = getattr(torch.ops.aten, name).default
+    q, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 4)
+    assert is_product(func)
+    assert [p.macs for p in read_products(func, (q, q, v), {}, None)] == [2 * 3 * 5 * 5 * 8, 2 * 3 * 5 * 5 * 4]
 
 
 def test_grouped_queries_count_every_query_head():

@@ -101,10 +101,8 @@ _READERS: dict[str, Callable[[dict[str, Any], Any], list[Product]]] = {
     "_int_mm": _pair("self", "mat2"),
     "bmm": _pair("self", "mat2"),
     "addmm": _pair("mat1", "mat2"),
-    "addmm_": _pair("mat1", "mat2"),
     "_addmm_activation": _pair("mat1", "mat2"),
     "baddbmm": _pair("batch1", "batch2"),
-    "baddbmm_": _pair("batch1", "batch2"),
     "addbmm": _pair("batch1", "batch2"),
     "mv": _pair("self", "vec"),
     "addmv": _pair("mat", "vec"),
@@ -128,7 +126,11 @@ _OPAQUE = {  # fused operators that hold products; the report names them instead
 
 
 def is_product(func: Any) -> bool:
-    return func.namespace == "aten" and func._opname in _READERS
+    return func.namespace == "aten" and _name(func) in _READERS
+
+
+def _name(func: Any) -> str:
+    return func._opname.removesuffix("_")  # in place or not
 
 
 def is_opaque(func: Any) -> bool:
@@ -137,4 +139,4 @@ def is_opaque(func: Any) -> bool:
 
 
 def read_products(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> list[Product]:
-    return _READERS[func._opname](bind(func, args, kwargs), out)
+    return _READERS[_name(func)](bind(func, args, kwargs), out)

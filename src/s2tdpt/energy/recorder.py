@@ -137,7 +137,7 @@ class Recorder:
                 assert side.tensor is not None
                 if row.pixels is not None and torch.equal(row.pixels, side.tensor):
                     return  # the same image at another step
-                row.pixels = side.tensor
+                row.pixels = side.tensor.clone()  # the model may write the next frame into it
                 repeats = self._repeats(side.tensor)
         unit = row.add(product.macs / repeats, sides)
         if self.exact:

@@ -16,7 +16,7 @@ from .report import Counts, Edge, LayerCount
 _KINDS = ("binary", "ternary", "integer", "float")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Side:
     """One factor of a product, by its role; a weight has no `operand`, what is never stored no `tensor`."""
 
@@ -47,7 +47,7 @@ def count_events(product: Product, sides: Sequence[Side]) -> int:
 @dataclass
 class _SideTally:
     role: str
-    weight: bool
+    weight: bool = True
     kind: str = "binary"
     origin: Origin = Origin.CONSTANT
     macs: float = 0.0
@@ -55,7 +55,10 @@ class _SideTally:
     multiplies: bool = False
 
     def add(self, side: Side, macs: float, multiplies: bool) -> None:
-        if side.operand is None or side.operand.kind == "binary":
+        if side.operand is None:
+            return
+        self.role, self.weight = side.role, False
+        if side.operand.kind == "binary":
             return
         self.kind = max(self.kind, side.operand.kind, key=_KINDS.index)
         self.origin = max(self.origin, side.origin)
@@ -66,7 +69,7 @@ class _SideTally:
     def what(self, spiking: bool) -> str:
         if self.weight:
             return self.role
-        if self.kind != "binary" and self.origin is Origin.PIXELS:
+        if self.origin is Origin.PIXELS:
             return "pixels"
         return "membrane" if self.kind == "float" and self.origin is Origin.MEMBRANE and spiking else self.kind
 
@@ -99,7 +102,7 @@ class LayerTally:
         self.weighed += (min(inputs) if unit == "macs" else density) * macs
         everything = (*sides, *watched)
         if not self.sides:
-            self.sides = [_SideTally(side.role, side.operand is None) for side in everything]
+            self.sides = [_SideTally(side.role) for side in everything]
         for tally, side in zip(self.sides, everything, strict=True):
             tally.add(side, macs, unit != "sops" and side in sides)
         return unit

@@ -24,7 +24,7 @@ def _sections(report: EnergyReport, prices: CostTable) -> Iterable[str]:
     total = report.counts
     yield f"{report.model}: {total.energy_mj(prices):.4g} mJ per image by table {prices.name!r}"
     yield ""
-    header = ["layer", "op", "operands", "MACs (M)", "rate", "SOPs (M)", "int MACs (M)", "MACs done (M)", "energy (uJ)"]
+    header = ["layer", "op", "operands", "nominal MACs (M)", "rate", "SOPs (M)", "int MACs (M)", "MACs (M)", "µJ"]
     rows = [
         [
             layer.name,
@@ -54,7 +54,7 @@ def _sections(report: EnergyReport, prices: CostTable) -> Iterable[str]:
     yield ""
     yield (
         f"neuron updates {_millions(total.neuron_updates)} M ({total.neuron_updates * prices.neuron_update * 1e-6:.3f} "
-        f"uJ), table reads {_millions(total.table_reads)} M"
+        f"µJ), table reads {_millions(total.table_reads)} M"
     )
     yield (
         f"mean firing rate {report.mean_firing_rate:.4f} (SOPs / MACs of spiking layers), "
