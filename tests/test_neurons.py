@@ -79,10 +79,11 @@ def test_equal_to_spikingjelly(
 @pytest.mark.parametrize("kind", ["lif", "plif"])
 @pytest.mark.parametrize(("surrogate", "alpha"), [("sigmoid", 2.5), ("atan", 5.0)])
 @pytest.mark.parametrize("v_threshold", [0.5, 1.3])
+@pytest.mark.parametrize("v_reset", [0.0, None])
 def test_equal_to_spikingjelly_with_another_threshold_and_sharpness(
-    kind: str, surrogate: str, alpha: float, v_threshold: float
+    kind: str, surrogate: str, alpha: float, v_threshold: float, v_reset: float | None
 ) -> None:
-    options = {"surrogate": surrogate, "v_threshold": v_threshold, "detach_reset": False}
+    options = {"surrogate": surrogate, "v_threshold": v_threshold, "v_reset": v_reset, "detach_reset": False}
     assert_same(ours(kind, options, alpha), oracle(kind, options, alpha), current(4) * v_threshold)
 
 
