@@ -261,3 +261,28 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, model: nn.Module) -> Non
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CheckpointError, match=r"model.safetensors cannot be written"):
         save_weights(model, tmp_path / "file" / "model", meta=META)
+
+
+def test_eight_bits_keep_each_weight_within_half_a_step_of_its_channel(tmp_path):
+    model = create_model("s2tdpt_tiny", in_channels=1)
+    save_weights(model, tmp_path / "m", meta={"model": "s2tdpt_tiny"}, dtype="int8")
+    loaded, card = load_weights(tmp_path / "m")
+    assert card["stored_dtype"] == "int8"
+    eight_bits = 0
+    for name, tensor in model.state_dict().items():
+        other = loaded.state_dict()[name]
+        if tensor.ndim >= 2 and tensor.numel() >= 10_000:
+            eight_bits += 1
+            step = tensor.flatten(1).abs().amax(1) / 127
+            assert ((tensor - other).flatten(1).abs() <= step[:, None] * 0.5001).all(), name
+        elif tensor.ndim >= 2:
+            assert torch.equal(other, tensor.half().float()), name
+        else:
+            assert torch.equal(other, tensor), name
+    assert eight_bits
+    assert (tmp_path / "m.safetensors").stat().st_size < 0.4 * 4 * sum(p.numel() for p in model.parameters())
+
+
+def test_an_unknown_storage_type_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="int8"):
+        save_weights(create_model("s2tdpt_tiny"), tmp_path / "m", meta={}, dtype="int4")

@@ -19,6 +19,9 @@ from ..errors import CheckpointError, ModelError
 from .config import ModelConfig
 
 FORMAT = 1
+STORED_DTYPES = ("float32", "float16", "int8")
+_SCALE = ".scale"
+_SMALL = 10_000
 
 
 def save_weights(
@@ -27,11 +30,12 @@ def save_weights(
     """Write PATH.safetensors and PATH.json. `meta` is the card: model name, data, metrics, recipe.
 
     Raises `CheckpointError`, with the files of before still in place, if they cannot be written.
-    dtype "float16" stores tensors of two or more dimensions in half precision; vectors and BatchNorm stay float32.
+    dtype "float16" stores tensors of two or more dimensions in half precision, "int8" those of 10,000 or more elements
+    in 8 bits with a scale for each output channel (the smaller in half precision); vectors and BatchNorm stay float32.
     """
     path = Path(path)
     config: ModelConfig = model.config  # pyright: ignore[reportAssignmentType]
-    tensors = {k: _stored(v, dtype) for k, v in model.state_dict().items()}
+    tensors = {k: t for name, v in model.state_dict().items() for k, t in _stored(name, v, dtype).items()}
     payload = dump_tensors(tensors)
     card = {
         "format": FORMAT,
@@ -93,7 +97,7 @@ def read_tensors(path: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
         tensors = load_tensors(payload)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    return {name: _restored(name, tensors) for name in tensors if not name.endswith(_SCALE)}
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
@@ -111,11 +115,24 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) 
     model.load_state_dict(loaded)
 
 
-def _stored(tensor: Tensor, dtype: str) -> Tensor:
+def _stored(name: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
     tensor = tensor.detach().cpu().contiguous()
-    if dtype == "float16" and tensor.ndim >= 2 and tensor.is_floating_point():
-        return tensor.to(torch.float16)
-    return tensor
+    if dtype not in STORED_DTYPES:
+        raise ModelError(f"weights cannot be stored as {dtype!r}: use one of {', '.join(STORED_DTYPES)}")
+    if dtype == "float32" or tensor.ndim < 2 or not tensor.is_floating_point():
+        return {name: tensor}
+    if dtype == "float16" or tensor.numel() < _SMALL:
+        return {name: tensor.to(torch.float16)}
+    rows = tensor.flatten(1)
+    scale = (rows.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    return {name: (rows / scale[:, None]).round().to(torch.int8).view_as(tensor), name + _SCALE: scale}
+
+
+def _restored(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    tensor, scale = tensors[name], tensors.get(name + _SCALE)
+    if scale is not None:
+        return tensor * scale.view(-1, *(1,) * (tensor.ndim - 1))
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:
