@@ -147,6 +147,7 @@ def test_a_configuration_survives_json() -> None:
         ("s2tdpt_tiny", {"depth": 2.5}, "depth must be int, got 2.5"),
         ("s2tdpt_tiny", {"num_classes": "ten"}, "num_classes must be int, got 'ten'"),
         ("s2tdpt_tiny", {"num_heads": 5}, "embed_dim 64 does not divide into 5 heads"),
+        ("vit_tiny", {"num_heads": 5}, "embed_dim 64 does not divide into 5 heads"),
         ("s2tdpt_tiny", {"stem_pool": (True, True)}, "stem_pool needs one flag a convolution"),
         ("s2tdpt_tiny", {"stem_pool": (True, False, False, False)}, "the first False"),
         ("s2tdpt_tiny", {"window": {"amplitude": 1.0}}, "window.amplitude is unknown"),
