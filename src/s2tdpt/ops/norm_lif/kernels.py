@@ -18,10 +18,19 @@ def _charge(v, x, inv_tau, REST: tl.constexpr, DECAY_INPUT: tl.constexpr):
 
 
 @triton.jit
-def _reset(h, spike, THRESHOLD: tl.constexpr, REST: tl.constexpr, SOFT: tl.constexpr):
+def _reset(h, fired, THRESHOLD: tl.constexpr, REST: tl.constexpr, SOFT: tl.constexpr):
+    return tl.where(fired, h - THRESHOLD if SOFT else REST, h)
+
+
+@triton.jit
+def _through_reset(
+    h, grad_v, slope, THRESHOLD: tl.constexpr, REST: tl.constexpr, SOFT: tl.constexpr, DETACH: tl.constexpr
+):
+    """Gradient of the charged membrane h by way of the membrane after its reset."""
     if SOFT:
-        return h - spike * THRESHOLD
-    return h * (1.0 - spike) + spike * REST
+        return grad_v if DETACH else grad_v * (1.0 - THRESHOLD * slope)
+    kept = tl.where(h >= THRESHOLD, 0.0, grad_v)
+    return kept if DETACH else kept + grad_v * (REST - h) * slope
 
 
 @triton.jit
@@ -29,8 +38,8 @@ def _surrogate(u, ALPHA: tl.constexpr, ATAN: tl.constexpr):
     if ATAN:
         z = 1.5707963267948966 * ALPHA * u
         return (ALPHA / 2) / (1.0 + z * z)
-    sigma = 1.0 / (1.0 + tl.exp(-ALPHA * u))
-    return ALPHA * sigma * (1.0 - sigma)
+    z = tl.exp2(tl.abs(u) * (-1.4426950408889634 * ALPHA))  # the derivative of σ is even: this never overflows
+    return ALPHA * z / ((1.0 + z) * (1.0 + z))
 
 
 @triton.jit
@@ -141,7 +150,7 @@ def forward_kernel(
             tl.store(spikes + t * n + offset, spike.to(spikes.dtype.element_ty), mask=mask)
             if PACK:
                 _store_bits(bits, spike, first + t * n, n + t * n, BLOCK)
-            v = _reset(h, spike, THRESHOLD, REST, SOFT)
+            v = _reset(h, h >= THRESHOLD, THRESHOLD, REST, SOFT)
 
 
 @triton.jit
@@ -182,9 +191,8 @@ def forward_pool_kernel(
         for t in tl.static_range(T):
             x = tl.load(y + t * n_in + at, mask=inside, other=0.0).to(tl.float32) * a + b
             h = _charge(v, x, k, REST, DECAY_INPUT)
-            spike = (h >= THRESHOLD).to(tl.float32)
-            v = _reset(h, spike, THRESHOLD, REST, SOFT)
-            here = inside & (spike > 0)
+            v = _reset(h, h >= THRESHOLD, THRESHOLD, REST, SOFT)
+            here = inside & (h >= THRESHOLD)
             picked = (inside & (place[t] == 9)) | (here & (fired[t] == 0))  # the first maximum in reading order
             place_now = place_now + (tl.where(picked, s, place[t]),)
             fired_now = fired_now + (fired[t] | here.to(tl.int32),)
@@ -198,19 +206,25 @@ def forward_pool_kernel(
 
 
 @triton.jit
-def _pooled_gradient(grad, index, base, c, image, i, j, mask, C: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr):
-    """Gradient of the neuron at (i, j): the sum over the windows that picked it."""
-    total = tl.zeros(c.shape, tl.float32)
+def _pooled_gradient(
+    grad, index, base, c, m, mask, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr
+):
+    """Gradient of the neurons of rows m, channels c: the sum over the windows that picked each."""
+    i = (m // W) % H
+    j = m % W
+    image = (m // (W * H)).to(tl.int64)
+    total = tl.zeros(mask.shape, tl.float32)
     for di in tl.static_range(2):
         p = (i + 1) // 2 - di
-        row = i - 2 * p + 1
+        down = i - 2 * p + 1
         for dj in tl.static_range(2):
             q = (j + 1) // 2 - dj
-            column = j - 2 * q + 1
-            inside = mask & (p >= 0) & (p < HP) & (row <= 2) & (q >= 0) & (q < WP) & (column <= 2)
-            at = base + ((image * HP + p) * WP + q) * C + c
-            picked = tl.load(index + at, mask=inside, other=255).to(tl.int32) == row * 3 + column
-            total += tl.where(picked, tl.load(grad + at, mask=inside, other=0.0).to(tl.float32), 0.0)
+            right = j - 2 * q + 1
+            inside = (p >= 0) & (p < HP) & (down <= 2) & (q >= 0) & (q < WP) & (right <= 2)
+            at = base + (((image * HP + p) * WP + q) * C)[:, None] + c[None, :]
+            seen = mask & inside[:, None]
+            picked = tl.load(index + at, mask=seen, other=255).to(tl.int32) == (down * 3 + right)[:, None]
+            total += tl.where(picked, tl.load(grad + at, mask=seen, other=0.0).to(tl.float32), 0.0)
     return total
 
 
@@ -230,30 +244,28 @@ def backward_kernel(
     APPLY = 0: partial sums over rows of dx and dx·x̂ (and of ∂/∂(1/τ)); where the membrane is an output, dx is stored.
     APPLY = 1: dy = a·(dx − mean(dx) − x̂·mean(dx·x̂)) with the finished sums.
     """
-    c1 = tl.program_id(0) * BC + tl.arange(0, BC)
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
     p = tl.program_id(1)
-    in_c = c1 < C
-    a1, b1, rstd1, mu1 = _affine(weight, bias, mean, var, c1, in_c, EPS)
+    in_c = c < C
+    a, b, rstd, mu = _affine(weight, bias, mean, var, c, in_c, EPS)
     k = tl.load(inv_tau)
     sum_dx = tl.zeros([BM, BC], tl.float32)
-    sum_dxx = tl.zeros([BM, BC], tl.float32)
+    sum_dxy = tl.zeros([BM, BC], tl.float32)
     sum_tau = tl.zeros([BM, BC], tl.float32)
+    by_y = tl.zeros([BC], tl.float32)  # dy = a·dx + by_y·(y − μ) + constant
+    constant = tl.zeros([BC], tl.float32)
     if APPLY and TRAINING:
-        mean_dx = (tl.load(sums + c1, mask=in_c, other=0.0) / count)[None, :]
-        mean_dxx = (tl.load(sums + C + c1, mask=in_c, other=0.0) / count)[None, :]
-    n = M.to(tl.int64) * C
+        by_y = -a * rstd * tl.load(sums + C + c, mask=in_c, other=0.0) / count
+        constant = -a * tl.load(sums + c, mask=in_c, other=0.0) / count
+    row = tl.arange(0, BM)
+    place = row[:, None] * C + c[None, :]
+    wide = M.to(tl.int64) * 0 + C  # 64 bits: rows times C may pass 2³¹
+    n = M * wide
     start = p * rows_per_program
     stop = tl.minimum(start + rows_per_program, M)
     for r in range(start, stop, BM):
-        m = r + tl.arange(0, BM)
-        mask = (m < stop)[:, None] & in_c[None, :]
-        offset = m.to(tl.int64)[:, None] * C + c1[None, :]
-        a = a1[None, :] + tl.zeros([BM, BC], tl.float32)
-        b = b1[None, :] + tl.zeros([BM, BC], tl.float32)
-        c = c1[None, :] + tl.zeros([BM, BC], tl.int32)
-        j = (m % W)[:, None] + tl.zeros([BM, BC], tl.int32)
-        i = ((m // W) % H)[:, None] + tl.zeros([BM, BC], tl.int32)
-        image = (m // (W * H)).to(tl.int64)[:, None] + tl.zeros([BM, BC], tl.int64)
+        mask = (row < stop - r)[:, None] & in_c[None, :]
+        first = wide * r
         charged = ()
         before = ()
         inputs = ()
@@ -261,73 +273,63 @@ def backward_kernel(
         if FIRE:
             for t in tl.static_range(T):
                 if HAS_MEMBRANE:
-                    x = tl.load(membrane + t * n + offset, mask=mask, other=0.0).to(tl.float32)
+                    x = tl.load(membrane + (t * n + first) + place, mask=mask, other=0.0).to(tl.float32)
                 else:
-                    x = tl.load(y + (0 if SHARED else t) * n + offset, mask=mask, other=0.0).to(tl.float32) * a + b
-                before = before + (v,)
-                inputs = inputs + (x,)
+                    at = y + ((0 if SHARED else t) * n + first) + place
+                    x = tl.load(at, mask=mask, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
                 h = _charge(v, x, k, REST, DECAY_INPUT)
+                if GRAD_TAU:
+                    before = before + (v,)
+                    inputs = inputs + (x,)
                 charged = charged + (h,)
-                v = _reset(h, (h >= THRESHOLD).to(tl.float32), THRESHOLD, REST, SOFT)
+                v = _reset(h, h >= THRESHOLD, THRESHOLD, REST, SOFT)
         grad_v = tl.zeros([BM, BC], tl.float32)
         shared_dx = tl.zeros([BM, BC], tl.float32)
         for back in tl.static_range(T):
+            shift = (T - 1 - back) * n + first
             dx = tl.zeros([BM, BC], tl.float32)
             if FIRE:
                 if POOL:
-                    grad = _pooled_gradient(grad_spikes, index, (T - 1 - back) * n_out, c, image, i, j, mask, C, HP, WP)
+                    windows = (T - 1 - back) * n_out
+                    grad = _pooled_gradient(grad_spikes, index, windows, c, r + row, mask, H, W, C, HP, WP)
                 else:
-                    grad = tl.load(grad_spikes + (T - 1 - back) * n + offset, mask=mask, other=0.0).to(tl.float32)
+                    grad = tl.load(grad_spikes + shift + place, mask=mask, other=0.0).to(tl.float32)
                 h = charged[T - 1 - back]
-                spike = (h >= THRESHOLD).to(tl.float32)
                 slope = _surrogate(h - THRESHOLD, ALPHA, ATAN)
-                if SOFT:
-                    through = 1.0 if DETACH else 1.0 - THRESHOLD * slope
-                else:
-                    through = 1.0 - spike
-                    if not DETACH:
-                        through += (REST - h) * slope
-                grad_h = grad * slope + grad_v * through
+                grad_h = grad * slope + _through_reset(h, grad_v, slope, THRESHOLD, REST, SOFT, DETACH)
                 grad_v = grad_h * (1.0 - k)
-                if DECAY_INPUT:
-                    dx = grad_h * k
-                    if GRAD_TAU:
-                        sum_tau += tl.where(mask, grad_h * (inputs[T - 1 - back] - (before[T - 1 - back] - REST)), 0.0)
-                else:
-                    dx = grad_h
-                    if GRAD_TAU:
-                        sum_tau += tl.where(mask, -grad_h * (before[T - 1 - back] - REST), 0.0)
+                dx = grad_h * k if DECAY_INPUT else grad_h
+                if GRAD_TAU:
+                    by_tau = REST - before[T - 1 - back]
+                    if DECAY_INPUT:
+                        by_tau += inputs[T - 1 - back]
+                    sum_tau += tl.where(mask, grad_h * by_tau, 0.0)
             if GRAD_MEMBRANE:
-                dx += tl.load(grad_membrane + (T - 1 - back) * n + offset, mask=mask, other=0.0).to(tl.float32)
-            dx = tl.where(mask, dx, 0.0)
+                dx += tl.load(grad_membrane + shift + place, mask=mask, other=0.0).to(tl.float32)
             if HAS_MEMBRANE:
-                tl.store(out + (T - 1 - back) * n + offset, dx.to(out.dtype.element_ty), mask=mask)
+                tl.store(out + shift + place, dx.to(out.dtype.element_ty), mask=mask)
             if SHARED:
                 shared_dx += dx
             else:
-                at = y + (T - 1 - back) * n + offset
-                x_hat = (tl.load(at, mask=mask, other=0.0).to(tl.float32) - mu1[None, :]) * rstd1[None, :]
+                d = tl.load(y + shift + place, mask=mask, other=0.0).to(tl.float32) - mu[None, :]
                 if APPLY:
-                    if TRAINING:
-                        dx = dx - mean_dx - x_hat * mean_dxx
-                    tl.store(out + (T - 1 - back) * n + offset, (a * dx).to(out.dtype.element_ty), mask=mask)
+                    dy = dx * a[None, :] + (d * by_y[None, :] + constant[None, :])
+                    tl.store(out + shift + place, dy.to(out.dtype.element_ty), mask=mask)
                 else:
                     sum_dx += dx
-                    sum_dxx += dx * x_hat
+                    sum_dxy += dx * d
         if SHARED:
-            x_hat = (tl.load(y + offset, mask=mask, other=0.0).to(tl.float32) - mu1[None, :]) * rstd1[None, :]
-            dx = shared_dx
+            d = tl.load(y + first + place, mask=mask, other=0.0).to(tl.float32) - mu[None, :]
             if APPLY:
-                if TRAINING:
-                    dx = dx - mean_dx - x_hat * mean_dxx
-                tl.store(out + offset, (a * dx).to(out.dtype.element_ty), mask=mask)
+                dy = shared_dx * a[None, :] + (d * by_y[None, :] + constant[None, :])
+                tl.store(out + first + place, dy.to(out.dtype.element_ty), mask=mask)
             else:
-                sum_dx += dx
-                sum_dxx += dx * x_hat
+                sum_dx += shared_dx
+                sum_dxy += shared_dx * d
     if APPLY == 0:
-        tl.store(partial + (p * 3) * C + c1, tl.sum(sum_dx, 0), mask=in_c)
-        tl.store(partial + (p * 3 + 1) * C + c1, tl.sum(tl.where(in_c[None, :], sum_dxx, 0.0), 0), mask=in_c)
-        tl.store(partial + (p * 3 + 2) * C + c1, tl.sum(sum_tau, 0), mask=in_c)
+        tl.store(partial + (p * 3) * C + c, tl.sum(sum_dx, 0), mask=in_c)
+        tl.store(partial + (p * 3 + 1) * C + c, tl.sum(sum_dxy, 0) * rstd, mask=in_c)
+        tl.store(partial + (p * 3 + 2) * C + c, tl.sum(sum_tau, 0), mask=in_c)
 
 
 @triton.jit
@@ -344,20 +346,23 @@ def backward_norm_kernel(
     mu = tl.load(mean + c, mask=mask, other=0.0)
     rstd = 1.0 / tl.sqrt(tl.load(var + c, mask=mask, other=1.0) + EPS)
     a = tl.load(weight + c, mask=mask, other=0.0) * rstd
-    mean_dx = tl.load(sums + c, mask=mask, other=0.0) / count
-    mean_dxx = tl.load(sums + C + c, mask=mask, other=0.0) / count
+    by_y = tl.zeros([BLOCK], tl.float32)
+    constant = tl.zeros([BLOCK], tl.float32)
+    if TRAINING:
+        by_y = -a * rstd * tl.load(sums + C + c, mask=mask, other=0.0) / count
+        constant = -a * tl.load(sums + c, mask=mask, other=0.0) / count
     total = tl.zeros([BLOCK], tl.float32)
     for t in tl.static_range(T):
         d = tl.load(dx + t * n + offset, mask=mask, other=0.0).to(tl.float32)
         if SHARED:
             total += d
         else:
+            dy = d * a
             if TRAINING:
-                x_hat = (tl.load(y + t * n + offset, mask=mask, other=0.0).to(tl.float32) - mu) * rstd
-                d = d - mean_dx - x_hat * mean_dxx
-            tl.store(out + t * n + offset, (a * d).to(out.dtype.element_ty), mask=mask)
+                dy += (tl.load(y + t * n + offset, mask=mask, other=0.0).to(tl.float32) - mu) * by_y + constant
+            tl.store(out + t * n + offset, dy.to(out.dtype.element_ty), mask=mask)
     if SHARED:
+        dy = total * a
         if TRAINING:
-            x_hat = (tl.load(y + offset, mask=mask, other=0.0).to(tl.float32) - mu) * rstd
-            total = total - mean_dx - x_hat * mean_dxx
-        tl.store(out + offset, (a * total).to(out.dtype.element_ty), mask=mask)
+            dy += (tl.load(y + offset, mask=mask, other=0.0).to(tl.float32) - mu) * by_y + constant
+        tl.store(out + offset, dy.to(out.dtype.element_ty), mask=mask)

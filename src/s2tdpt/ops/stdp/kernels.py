@@ -58,7 +58,7 @@ def tile_forward_kernel(
         if FIRE:
             h = _charge(membrane, current, tau, REST, DECAY_INPUT)
             current = (h >= THRESHOLD).to(tl.float32)
-            membrane = _reset(h, current, THRESHOLD, REST, SOFT)
+            membrane = _reset(h, h >= THRESHOLD, THRESHOLD, REST, SOFT)
         at = out + t * out_t + image * out_b + head * out_h + n.to(tl.int64)[:, None] * out_n + d[None, :]
         tl.store(at, current.to(out.dtype.element_ty), mask=mask)
 
@@ -95,7 +95,7 @@ def tile_backward_kernel(
             before = before + (membrane,)
             inputs = inputs + (current,)
             charged = charged + (h,)
-            membrane = _reset(h, (h >= THRESHOLD).to(tl.float32), THRESHOLD, REST, SOFT)
+            membrane = _reset(h, h >= THRESHOLD, THRESHOLD, REST, SOFT)
     carried = tl.zeros([BN, BD], tl.float32)
     sum_tau = tl.zeros([BN, BD], tl.float32)
     for back in tl.static_range(T):
