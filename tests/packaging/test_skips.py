@@ -16,12 +16,17 @@ OTHER = "@pytest.mark.skip(reason='no time')\ndef test_other(): pass\n"
 MODULE = "pytest.importorskip('no_such_module')\n"
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
 @pytest.mark.parametrize(
-    ("tests", "ci", "passes"),
-    [(GPU, "true", True), (GPU + OTHER, "true", False), (MODULE, "true", False), (GPU + OTHER, "", True)],
+    ("tests", "ci", "workers", "passes"),
+    [
+        (GPU, "true", [], True),
+        (GPU + OTHER, "true", ["-n", "2"], False),
+        (GPU + OTHER, "", [], True),
+        (MODULE, "true", ["-n", "2"], False),
+    ],
+    ids=["gpu", "another reason", "not on CI", "whole module"],
 )
-def test_skips_fail_on_ci_only(tmp_path: Path, tests: str, ci: str, passes: bool, workers: list[str]) -> None:
+def test_skips_fail_on_ci_only(tmp_path: Path, tests: str, ci: str, workers: list[str], passes: bool) -> None:
     shutil.copy(CONFTEST, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs a GPU\n")
     (tmp_path / "test_one.py").write_text("def test_one(): pass\n")
