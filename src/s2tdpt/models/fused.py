@@ -20,7 +20,8 @@ from ..attention import STDPAttention
 from ..neurons import LIF, PLIF
 from ..ops.norm_lif import NormLif
 from ..ops.norm_lif.triton import norm_lif
-from ..ops.stdp import triton as stdp
+from ..ops.stdp.launch import window_table
+from ..ops.stdp.tiles import stdp_lif_op
 from ..ops.synapses import Conv3x3, LinearBeforeNorm
 from .block import Block
 
@@ -81,11 +82,11 @@ class _FusedForward:
     def _attend(self, attn: STDPAttention, spikes: Spikes) -> Spikes:
         (qkv, bits), _ = self._fire(attn.qkv_norm, self._linear(attn.qkv, spikes), attn.qkv_neuron)
         tokens = qkv.view(self.T, self.batch, -1, qkv.shape[-1])
-        window = stdp.window_table(attn.window, attn.num_heads, attn.head_dim, qkv.device)
+        window = window_table(attn.window, attn.num_heads, attn.head_dim, qkv.device)
         neuron = cast(LIF, attn.mix_neuron)
         scale = attn.gain / tokens.shape[2]
         constants = _spec(neuron, self.T).pack()
-        mixed = stdp.stdp_lif_op(tokens, bits, window, _inv_tau(neuron, qkv.device), scale, attn.num_heads, *constants)
+        mixed, _, _ = stdp_lif_op(tokens, bits, window, _inv_tau(neuron, qkv.device), scale, attn.num_heads, *constants)
         return mixed.view(self.T, -1, mixed.shape[-1]), bits.new_empty(0)
 
     def _linear(self, layer: nn.Linear, spikes: Spikes) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import kernels
+from . import backward_kernels, forward_kernels, kernels
 from .spec import NormLif
 
 _BLOCK = 1024
@@ -83,12 +83,12 @@ def norm_lif_op(
     if spec.pool is not None:
         H, W = spec.pool
         n = spikes.numel() // T
-        kernels.forward_pool_kernel[(triton.cdiv(n, _POOL_BLOCK),)](
+        forward_kernels.forward_pool_kernel[(triton.cdiv(n, _POOL_BLOCK),)](
             y, weight, bias, *stats, inv_tau, spikes, index, bits, n, M * C,
             H=H, W=W, HP=_pooled(H), WP=_pooled(W), BLOCK=_POOL_BLOCK, **common,
         )  # fmt: skip
     else:
-        kernels.forward_kernel[(triton.cdiv(M * C, _BLOCK),)](
+        forward_kernels.forward_kernel[(triton.cdiv(M * C, _BLOCK),)](
             y, weight, bias, *stats, inv_tau, y if residual is None else residual, spikes, membrane, bits, M * C,
             SHARED=y.shape[0] < T, RESIDUAL=residual is not None, MEMBRANE=spec.membrane, FIRE=spec.fire,
             BLOCK=_BLOCK, **common,
@@ -151,7 +151,7 @@ def norm_lif_backward_op(
     grid = (triton.cdiv(C, BC), programs)
 
     def backward(out: Tensor, apply: bool) -> None:
-        kernels.backward_kernel[grid](
+        backward_kernels.backward_kernel[grid](
             y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, sums, partial, out,
             M, per_program, n_out, count, APPLY=apply, num_warps=_BACKWARD_WARPS, **options,
         )  # fmt: skip
@@ -159,7 +159,7 @@ def norm_lif_backward_op(
     backward(grad_x if spec.membrane else grad_y, apply=False)
     kernels.sum_finish_kernel[(triton.cdiv(3 * C, 16),)](partial, sums, programs, 3 * C, BP=64, BC=16)
     if spec.membrane:
-        kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
+        backward_kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
             y, weight, mean, var, grad_x, sums, grad_y, M * C, count,
             C=C, T=T, SHARED=shared, EPS=spec.eps, TRAINING=spec.training, BLOCK=_BLOCK,
         )  # fmt: skip
@@ -227,7 +227,7 @@ def unpack(bits: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The spikes, of that shape, that `norm_lif` packed."""
     out = torch.empty(shape, device=bits.device, dtype=dtype)
     n = out.numel()
-    kernels.unpack_kernel[(triton.cdiv(n, 4 * _BLOCK),)](bits, out, n, BLOCK=4 * _BLOCK)
+    forward_kernels.unpack_kernel[(triton.cdiv(n, 4 * _BLOCK),)](bits, out, n, BLOCK=4 * _BLOCK)
     return out
 
 
