@@ -109,6 +109,8 @@ def read(net: Any, card: dict[str, Any], path: Path) -> Tensor:
 
 
 def normalise(net: Any, card: dict[str, Any], pictures: Tensor) -> Tensor:
-    """uint8 [B, C, H, W] to float32 on the model's device, with the mean and deviation of its training data."""
-    mean, std = (torch.tensor(training_data(card)[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    return ((pictures / 255 - mean) / std).to(device_of(net))
+    """uint8 [B, C, H, W] to float32 on the model's device, to the last bit as its training data was normalised."""
+    names, mean, std = classes(net, card), *(tuple(training_data(card)[key]) for key in ("mean", "std"))
+    unlabelled = torch.zeros(len(pictures), dtype=torch.int64)
+    images = datasets.ImageSet("pictures", pictures, unlabelled, names, mean, std)
+    return first_batch(net, images, len(images))
