@@ -31,13 +31,21 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over ranks. Buffers stay each rank's own: rank 0's are saved."""
+    def wrap(self, module: nn.Module, *, graphed: bool = False) -> nn.Module:
+        """The module with its gradients averaged over ranks. Buffers stay each rank's own: rank 0's are saved.
+
+        `graphed`: its steps will be recorded as a CUDA graph.
+        """
         if self.world_size == 1:
             return module
         ids = [self.device.index] if self.device.type == "cuda" else None
         with warnings.catch_warnings():  # broadcast_buffers has a new name, which torch 2.11 does not know
             warnings.simplefilter("ignore", FutureWarning)
+            if graphed:  # PyTorch's rules for recording it: made on a side stream, with gradients that stay in place
+                with torch.cuda.stream(torch.cuda.Stream()):
+                    return DistributedDataParallel(
+                        module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+                    )
             # static_graph: parameters that a mechanism never uses are found once, not searched for in every step.
             return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, static_graph=True)
 
@@ -110,6 +118,7 @@ def join(device: str | torch.device | None = None) -> Iterator[Ranks]:
         return
     ours = not dist.is_initialized()
     if ours:
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")  # its watchdog breaks recordings of CUDA graphs
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     try:
         yield Ranks(place, dist.get_rank(), dist.get_world_size())

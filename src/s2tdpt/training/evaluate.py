@@ -28,7 +28,7 @@ def evaluate(
     """Accuracy and mean cross-entropy in evaluation mode: {"top1", "top5", "loss", "n"}, accuracies as fractions.
 
     The model is moved to `device`. precision "bfloat16" runs products in half precision. With fewer than five classes
-    top5 is 1. Raises `InputError` for an empty set.
+    top5 is 1. Raises `InputError` for an empty set or an unknown precision.
     """
     place = pick_device(device)
     return evaluate_ranks(model.to(place), data, Ranks(place), batch_size=batch_size, precision=precision)
@@ -39,6 +39,8 @@ def evaluate_ranks(
 ) -> dict[str, Any]:
     """`evaluate`, each rank on its share of the images, summed over ranks; all of them call it together."""
     n = len(data)
+    if precision not in ("float32", "bfloat16"):
+        raise InputError(f"precision {precision!r} is unknown: use float32 or bfloat16")
     if n == 0:
         raise InputError(f"{data.name}: there is no image to evaluate on")
     if ranks.world_size > 1:

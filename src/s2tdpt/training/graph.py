@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-WARM_UP = 3  # runs before the recording: kernels compile, libraries choose theirs, buffers get their place
+WARM_UP = 11  # runs before the recording: kernels compile, libraries choose theirs, data parallelism wants eleven
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class GraphedStep:
                 self._body(x, target)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL has a thread of its own
             result = self._body(x, target)
         for tensor in self._state():
             _, value = before.get(tensor.data_ptr(), (tensor, None))

@@ -230,7 +230,9 @@ def _is_plan(text: str) -> bool:
 
 
 def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool):
+        raise dacite.WrongTypeError(field_type=float, value=value)
+    return float(value) if isinstance(value, int) else value
 
 
 def _as_int(value: Any) -> Any:

@@ -51,11 +51,11 @@ class TrainStep:
         if recipe.compile:
             torch._dynamo.reset()  # models of earlier runs count towards its limit of variants
             loss.compile(dynamic=False)
-        self.loss = ranks.wrap(loss)
+        graphed = recipe.cuda_graph and ranks.device.type == "cuda"
+        self.loss = ranks.wrap(loss, graphed=graphed)
         self._report = torch.zeros(SYNC_EVERY, 2, device=ranks.device)
         self._filled = 0
-        alone_on_gpu = ranks.device.type == "cuda" and ranks.world_size == 1
-        self.graph = GraphedStep(self._run, self._state) if recipe.cuda_graph and alone_on_gpu else None
+        self.graph = GraphedStep(self._run, self._state) if graphed else None
 
     def __call__(self, x: Tensor, target: Tensor) -> None:
         if x.is_cuda and x.ndim == 4:
