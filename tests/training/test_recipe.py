@@ -17,6 +17,7 @@ from s2tdpt.training.recipe import (
     parse_overrides,
     recipe_folders,
 )
+from s2tdpt.training.schedule import parse_plan
 
 MINIMAL = """
 name: test
@@ -183,7 +184,11 @@ def test_recipes_that_come_with_the_package_load_by_name():
         load_recipe("zzz")
 
 
-def test_the_digits_twins_differ_in_the_model_alone():
+def test_the_digits_twins_differ_in_the_model_and_the_time_steps_alone():
     spiking, twin = load_recipe("digits"), load_recipe("digits_vit")
-    assert (twin.data, twin.seed) == (spiking.data, spiking.seed)
-    assert twin.schedule.time_steps.startswith("1:")
+    plan = twin.schedule.time_steps
+    same = {"name": "digits_vit", "model.name": "vit_tiny", "schedule.time_steps": plan}
+    assert spiking.replace(**same) == twin
+    assert [phase.time_steps for phase in parse_plan(plan)] == [1]
+    epochs = [sum(phase.epochs for phase in parse_plan(recipe.schedule.time_steps)) for recipe in (spiking, twin)]
+    assert epochs[0] == epochs[1]
