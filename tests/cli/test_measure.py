@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,20 @@ def test_figures_replace_a_file_whole_or_not_at_all(cli, tmp_path: Path, monkeyp
     result = cli("models", "--json", file)
     assert (result.exit_code, file.read_bytes()) == (2, b"before")
     assert "no space left" in result.stderr
+
+
+def test_figures_go_through_links_and_never_replace_a_stream(cli, tmp_path: Path) -> None:
+    (tmp_path / "out.json").symlink_to(tmp_path / "real.json")
+    cli("models", "--json", tmp_path / "out.json")
+    assert (tmp_path / "out.json").is_symlink()
+    assert "models" in read(tmp_path / "real.json")
+    # /dev/fd/N leads to a file here, as /dev/stdout does after `s2tdpt … > file`
+    with (tmp_path / "stream.json").open("a") as stream:
+        cli("models", "--json", f"/dev/fd/{stream.fileno()}")
+        assert os.fstat(stream.fileno()).st_ino == (tmp_path / "stream.json").stat().st_ino
+    assert read(tmp_path / "stream.json") == read(tmp_path / "real.json")
+
+
+def test_predict_answers_twice_where_a_picture_is_named_twice(cli, finished, picture, tmp_path) -> None:
+    cli("predict", finished, picture, picture, "--json", tmp_path / "out.json")
+    assert [p["file"] for p in read(tmp_path / "out.json")["predictions"]] == [str(picture)] * 2

@@ -48,11 +48,17 @@ def complain(error: Exception) -> str | None:
         text = f"no space left on the disk{_place(error)}: free some and run the command again"
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}{_place(error)}"
-    elif type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        text = "out of memory: lower --batch-size (of training: --set data.batch_size=…)"
+    elif isinstance(error, (MemoryError, RuntimeError)) and _out_of_memory(error):
+        text = "out of memory: lower --batch-size, --limit or --time-steps (of training: --set data.batch_size=…)"
     else:
         return None
     return " ".join(text.split())
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from s2tdpt.training.step import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _place(error: OSError) -> str:

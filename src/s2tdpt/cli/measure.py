@@ -46,7 +46,6 @@ def evaluate(
     seconds = time.perf_counter() - started
     rates = measured.firing_rates(net, subject.first_batch(net, images, min(batch_size, 100)))
     figures |= rates | {"time_steps": net.time_steps, "images_per_second": len(images) / seconds}
-    options.write_json(json, {"model": model, "data": images.name, "split": split, **figures})
     print(f"{model} on {images.name} ({split}, {len(images):,} images, T = {net.time_steps})")
     print(f"  top-1 accuracy  {figures['top1']:8.2%}")
     print(f"  top-5 accuracy  {figures['top5']:8.2%}")
@@ -55,6 +54,7 @@ def evaluate(
         blocks = ", ".join(f"{rate:.1%}" for rate in figures["attention_firing_rate"])
         print(f"  neurons firing  {figures['mean_firing_rate']:8.2%}   (attention neuron of each block: {blocks})")
     print(f"  speed           {figures['images_per_second']:8.1f} images/s on {subject.device_of(net)}")
+    options.write_json(json, {"model": model, "data": images.name, "split": split, **figures})
 
 
 def predict(
@@ -87,24 +87,25 @@ def predict(
     paths = subject.expand(files)
     with options.progress(net, len(paths), "predicting"):
         for start in range(0, len(paths), batch_size):
-            pictures: dict[Path, torch.Tensor] = {}
+            pictures: list[tuple[Path, torch.Tensor]] = []
             for path in paths[start : start + batch_size]:
                 try:
-                    pictures[path] = subject.read(net, card, path)
+                    pictures.append((path, subject.read(net, card, path)))
                 except DataError as error:
                     print(f"error: {error}", file=sys.stderr)
                     unreadable += 1
             if pictures:
-                x = subject.normalise(net, card, torch.stack(list(pictures.values())))
+                x = subject.normalise(net, card, torch.stack([picture for _, picture in pictures]))
                 with torch.no_grad():
                     best = net(x).float().softmax(-1).topk(min(top, len(classes)))
-                for path, values, indices in zip(pictures, best.values.tolist(), best.indices.tolist(), strict=True):
+                ranks = zip(pictures, best.values.tolist(), best.indices.tolist(), strict=True)
+                for (path, _), values, indices in ranks:
                     ranked = [{"class": classes[i], "probability": p} for p, i in zip(values, indices, strict=True)]
                     answers.append({"file": str(path), **ranked[0], "top": ranked})
-    options.write_json(json, {"model": model, "time_steps": net.time_steps, "predictions": answers})
     width = max((len(answer["file"]) for answer in answers), default=0)
     for answer in answers:
         print(answer["file"].ljust(width), "  ".join(f"{t['class']} {t['probability']:.1%}" for t in answer["top"]))
+    options.write_json(json, {"model": model, "time_steps": net.time_steps, "predictions": answers})
     if unreadable:
         raise typer.Exit(2)
 
@@ -140,5 +141,5 @@ def energy(
     net, card = subject.load(model, device, time_steps, allow_untrained=True)
     x = subject.inputs(net, card, data, data_root, limit or 100)
     report = count(net, x, exact=exact)
-    options.write_json(json, report.to_dict(prices) | {"model": model, "time_steps": net.time_steps})
     print(report.format(prices))
+    options.write_json(json, report.to_dict(prices) | {"model": model, "time_steps": net.time_steps})

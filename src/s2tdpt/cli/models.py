@@ -38,7 +38,6 @@ def models(json: Json = None) -> None:
                 "trained": name in trained,
             }
         )
-    options.write_json(json, {"models": entries})
     rows = [
         [
             entry["name"],
@@ -51,3 +50,4 @@ def models(json: Json = None) -> None:
     ]
     head = ["model", "family", "parameters", "blocks", "width", "heads", "time steps", "classes", "weights"]
     print(text.table(head, rows))
+    options.write_json(json, {"models": entries})

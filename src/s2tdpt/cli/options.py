@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,9 +110,12 @@ def write_json(path: Path | None, figures: dict[str, Any]) -> None:
     if path is None:
         return
     text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    if path.exists() and not path.is_file():  # /dev/stdout, say
-        path.write_text(text, encoding="utf-8")
+    if path.is_relative_to("/dev") or path.is_fifo():  # a stream: never replaced, even where it leads to a file
+        sys.stdout.flush()
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(text)
         return
+    path = path.resolve()  # a link stays one
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     try:
