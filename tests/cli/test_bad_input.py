@@ -33,6 +33,12 @@ from PIL import Image
         (["train", "digits", "--set", "model.name=s2tdpt_9"], "s2tdpt_9"),
         (["train", "digits", "--set", "data.name=cifar11"], "cifar11"),
         (["train", "digits", "--set", "schedule.time_steps=4"], "schedule.time_steps"),
+        (["train", "digits", "--set", "optimizer.lr=true"], "optimizer.lr: must be a number"),
+        (["train", "digits", "--set", "model.options.time_steps=3"], "schedule.time_steps decides it"),
+        (["train", "digits", "--set", "model.options.num_classes=3"], "the data decides it"),
+        (["train", "digits", "--set", "model.options.stem_channels=[a,b,c]"], "stem_channels must be a list of int"),
+        (["train", "digits", "--set", "model.options.stem_channels=[0,1,2]"], "stem_channels must be at least 1"),
+        (["train", "digits", "--out", "/dev/null"], "is a file"),
         (["train", "digits", "--seed", "-1"], "--seed"),
         (["train", "digits", "--device", "gpu7"], "device"),
     ],
@@ -48,6 +54,7 @@ def test_command_lines(
 def test_data_that_does_not_fit(refused, finished: Path, tmp_path: Path) -> None:
     assert "unknown data set" in refused("evaluate", finished, "--data", "mnist")
     assert "split" in refused("evaluate", finished, "--split", "dev")
+    assert "precision 'float16'" in refused("evaluate", finished, "--precision", "float16")
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for i in range(5):
@@ -118,6 +125,23 @@ def test_one_bad_picture_does_not_lose_the_others(cli, finished: Path, picture: 
 def test_figures_that_cannot_be_written(refused, finished: Path, picture: Path) -> None:
     assert "no space left" in refused("predict", finished, picture, "--json", "/dev/full")
     assert str(picture) in refused("predict", finished, picture, "--json", picture / "out.json")
+
+
+def test_figures_are_on_the_terminal_where_the_file_cannot_be_written(cli, finished: Path, tmp_path: Path) -> None:
+    for command in (["evaluate", finished, "--limit", "5"], ["energy", finished, "--limit", "2"], ["models"]):
+        result = cli(*command, "--json", tmp_path)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+        assert str(tmp_path) in result.stderr
+        assert len(result.stdout.splitlines()) > 4
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_says_what_to_lower(refused, finished: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("s2tdpt.training.evaluate.evaluate", full)
+    assert "out of memory: lower --batch-size" in refused("evaluate", finished)
 
 
 def test_a_bug_keeps_its_trace(cli, monkeypatch: pytest.MonkeyPatch) -> None:

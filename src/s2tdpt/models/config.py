@@ -47,6 +47,8 @@ class ModelConfig:
         for name in ("num_classes", "in_channels", "time_steps", "embed_dim", "depth", "num_heads", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise ModelError(f"model option {name} must be at least 1, got {getattr(self, name)}")
+        if min(self.stem_channels, default=1) < 1:
+            raise ModelError(f"model option stem_channels must be at least 1 each, got {self.stem_channels}")
         if len(self.stem_pool) != len(self.stem_channels) + 1 or self.stem_pool[0]:
             raise ModelError("model option stem_pool needs one flag a convolution, the first False")
         if self.family not in ("spiking", "ann"):
@@ -96,8 +98,12 @@ def _typed(name: str, value: Any) -> Any:
             return StdpWindow(**value)
         except InputError as error:
             raise ModelError(str(error)) from error
-    expected = type(getattr(ModelConfig(), name))
+    default = getattr(ModelConfig(), name)
+    expected = type(default)
     if expected is tuple and isinstance(value, (list, tuple)):
+        member = type(default[0])
+        if not all(type(item) is member for item in value):
+            raise ModelError(f"model option {name} must be a list of {member.__name__}, got {value!r}")
         return tuple(value)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

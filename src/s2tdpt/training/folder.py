@@ -38,6 +38,8 @@ def open_run(out: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
 
     Raises `TrainingError` for a folder that holds a run already (without `resume`) or the run of another recipe.
     """
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"{out} is a file: choose another folder")
     begun = any((out / name).exists() for name in (CHECKPOINT, LOG, METRICS))
     if begun and not resume:
         raise TrainingError(f"{out} holds a run already: go on with --resume, or choose another folder")

@@ -214,7 +214,19 @@ _RULES: dict[str, _Rule] = {
 }
 
 
+_DECIDED_BY = {
+    "name": "model.name",
+    "attention": "model.attention",
+    "time_steps": "schedule.time_steps",
+    "num_classes": "the data",
+    "in_channels": "the data",
+}
+
+
 def _refuse_impossible_values(recipe: Recipe) -> None:
+    for key in recipe.model.options:
+        if key in _DECIDED_BY:
+            raise RecipeError(f"model.options.{key}: {_DECIDED_BY[key]} decides it: remove it")
     for key, (wanted, holds) in _RULES.items():
         value = attrgetter(key)(recipe)
         for part in value if isinstance(value, tuple) else [value]:
@@ -230,13 +242,13 @@ def _is_plan(text: str) -> bool:
 
 
 def _as_float(value: Any) -> Any:
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # an int to Python, but never a number to a person
         raise dacite.WrongTypeError(field_type=float, value=value)
     return float(value) if isinstance(value, int) else value
 
 
 def _as_int(value: Any) -> Any:
-    if isinstance(value, bool):  # a bool is an int to Python, but never a count to a person
+    if isinstance(value, bool):
         raise dacite.WrongTypeError(field_type=int, value=value)
     return value
 
