@@ -62,7 +62,7 @@ def backward_kernel(
         constant = -a * tl.load(sums + c, mask=in_c, other=0.0) / count
     row = tl.arange(0, BM)
     place = row[:, None] * C + c[None, :]
-    wide = M.to(tl.int64) * 0 + C  # 64 bits: rows times C may pass 2³¹
+    wide = tl.full([], C, tl.int64)  # 64 bits: rows times C may pass 2³¹
     n = M * wide
     start = p * rows_per_program
     stop = tl.minimum(start + rows_per_program, M)
@@ -93,7 +93,7 @@ def backward_kernel(
             dx = tl.zeros([BM, BC], tl.float32)
             if FIRE:
                 if POOL:
-                    windows = (T - 1 - back) * n_out
+                    windows = (T - 1 - back) * (n_out + wide * 0)
                     grad = _pooled_gradient(grad_spikes, index, windows, c, r + row, mask, H, W, C, HP, WP)
                 else:
                     grad = tl.load(grad_spikes + shift + place, mask=mask, other=0.0).to(tl.float32)

@@ -61,7 +61,7 @@ def forward_kernel(
 def forward_pool_kernel(
     y, weight, bias, mean, var, inv_tau, spikes, index, bits,
     n, n_in, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
-    T: tl.constexpr, EPS: tl.constexpr, PACK: tl.constexpr,
+    T: tl.constexpr, SHARED: tl.constexpr, EPS: tl.constexpr, PACK: tl.constexpr,
     THRESHOLD: tl.constexpr, REST: tl.constexpr, SOFT: tl.constexpr, DECAY_INPUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Max-pool (3, stride 2, padding 1) of LIF(BN(y)); index = which of the 9 places the gradient goes to.
@@ -71,6 +71,7 @@ def forward_pool_kernel(
     """
     first = tl.program_id(0).to(tl.int64) * BLOCK
     n += first * 0  # 64 bits: T·n may pass 2³¹
+    n_in += first * 0
     offset = first + tl.arange(0, BLOCK)
     mask = offset < n
     c = offset % C
@@ -93,7 +94,7 @@ def forward_pool_kernel(
         fired_now = ()
         place_now = ()
         for t in tl.static_range(T):
-            x = tl.load(y + t * n_in + at, mask=inside, other=0.0).to(tl.float32) * a + b
+            x = tl.load(y + (0 if SHARED else t) * n_in + at, mask=inside, other=0.0).to(tl.float32) * a + b
             h = _charge(v, x, k, REST, DECAY_INPUT)
             v = _reset(h, h >= THRESHOLD, THRESHOLD, REST, SOFT)
             here = inside & (h >= THRESHOLD)

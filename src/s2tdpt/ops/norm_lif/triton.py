@@ -79,7 +79,8 @@ def norm_lif_op(
         stats = (mean, var)
     else:
         stats = (running_mean, running_var)
-    common = {"C": C, "T": T, "EPS": spec.eps, "PACK": spec.bits, **_constants(spec)}
+    shared = y.shape[0] < T
+    common = {"C": C, "T": T, "SHARED": shared, "EPS": spec.eps, "PACK": spec.bits, **_constants(spec)}
     if spec.pool is not None:
         H, W = spec.pool
         n = spikes.numel() // T
@@ -90,7 +91,7 @@ def norm_lif_op(
     else:
         forward_kernels.forward_kernel[(triton.cdiv(M * C, _BLOCK),)](
             y, weight, bias, *stats, inv_tau, y if residual is None else residual, spikes, membrane, bits, M * C,
-            SHARED=y.shape[0] < T, RESIDUAL=residual is not None, MEMBRANE=spec.membrane, FIRE=spec.fire,
+            RESIDUAL=residual is not None, MEMBRANE=spec.membrane, FIRE=spec.fire,
             BLOCK=_BLOCK, **common,
         )  # fmt: skip
     return spikes, membrane, index, mean, var, bits

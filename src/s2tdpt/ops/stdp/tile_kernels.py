@@ -20,24 +20,25 @@ def tile_forward_kernel(
 
     counts [2, T, B, H, N]: of queries, then of keys. The current is laid out as out.
     """
-    head = tl.program_id(0) % H
-    image = (tl.program_id(0) // H).to(tl.int64)
+    pid = tl.program_id(0).to(tl.int64)  # 64 bits: offsets may pass 2³¹
+    head = pid % H
+    image = pid // H
     n = tl.arange(0, BN)
     d = tl.arange(0, BD)
     mask = (n < N)[:, None] & (d < D)[None, :]
     membrane = tl.full([BN, BD], REST, tl.float32)
     tau = tl.load(inv_tau)
     for t in tl.static_range(T):
-        base = t * stride_t + image * stride_b + head * stride_h
+        base = (pid * 0 + t) * stride_t + image * stride_b + head * stride_h
         r_q = tl.sum(_load_tile(q, base, stride_n, n, d, N, D), 1)
         r_k = tl.sum(_load_tile(k, base, stride_n, n, d, N, D), 1)
-        to_count = counts + (t * all_heads + tl.program_id(0)).to(tl.int64) * N + n
+        to_count = counts + (t * all_heads + pid) * N + n
         tl.store(to_count, r_q.to(tl.uint8), mask=n < N)
-        tl.store(to_count + all_heads.to(tl.int64) * (T * N), r_k.to(tl.uint8), mask=n < N)
+        tl.store(to_count + (pid * 0 + all_heads) * (T * N), r_k.to(tl.uint8), mask=n < N)
         values = _load_tile(v, base, stride_n, n, d, N, D)
         w, _ = _weights(r_q[:, None] - r_k[None, :], window, head)
         drive = (scale * tl.dot(w.to(DOT), values.to(DOT), input_precision=PRECISION)).to(out.dtype.element_ty)
-        at = t * out_t + image * out_b + head * out_h + n.to(tl.int64)[:, None] * out_n + d[None, :]
+        at = (pid * 0 + t) * out_t + image * out_b + head * out_h + n.to(tl.int64)[:, None] * out_n + d[None, :]
         if FIRE:
             tl.store(current + at, drive, mask=mask)
             h = _charge(membrane, drive.to(tl.float32), tau, REST, DECAY_INPUT)
@@ -53,14 +54,16 @@ def neuron_backward_kernel(
     DETACH: tl.constexpr, ALPHA: tl.constexpr, ATAN: tl.constexpr, LEARN_TAU: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the current into BLOCK neurons over all T steps; the membranes are integrated again."""
-    offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    n += first * 0  # 64 bits: T·n may pass 2³¹
+    offset = first + tl.arange(0, BLOCK)
     mask = offset < n
     k = tl.load(inv_tau)
     v = tl.full([BLOCK], REST, tl.float32)
     charged = ()
     by_tau = ()
     for t in tl.static_range(T):
-        x = tl.load(current + t * n.to(tl.int64) + offset, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(current + t * n + offset, mask=mask, other=0.0).to(tl.float32)
         if LEARN_TAU:
             by_tau = by_tau + (x - (v - REST) if DECAY_INPUT else REST - v,)
         h = _charge(v, x, k, REST, DECAY_INPUT)
@@ -69,7 +72,7 @@ def neuron_backward_kernel(
     grad_v = tl.zeros([BLOCK], tl.float32)
     sum_tau = tl.zeros([BLOCK], tl.float32)
     for back in tl.static_range(T):
-        at = (T - 1 - back) * n.to(tl.int64) + offset
+        at = (T - 1 - back) * n + offset
         h = charged[T - 1 - back]
         slope = _surrogate(h - THRESHOLD, ALPHA, ATAN)
         grad = tl.load(grad_spikes + at, mask=mask, other=0.0).to(tl.float32)
@@ -91,16 +94,16 @@ def tile_backward_kernel(
     BITS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one head of one image at one step, from spike counts and V (BITS: packed, from element v_start)."""
-    pid = tl.program_id(0)
-    t = (pid // all_heads).to(tl.int64)
+    pid = tl.program_id(0).to(tl.int64)  # 64 bits: offsets may pass 2³¹
+    t = pid // all_heads
     head = pid % H
-    image = ((pid % all_heads) // H).to(tl.int64)
+    image = (pid % all_heads) // H
     n = tl.arange(0, BN)
     d = tl.arange(0, BD)
     mask = (n < N)[:, None] & (d < D)[None, :]
-    to_count = counts + pid.to(tl.int64) * N + n
+    to_count = counts + pid * N + n
     r_q = tl.load(to_count, mask=n < N, other=0).to(tl.float32)
-    r_k = tl.load(to_count + steps.to(tl.int64) * all_heads * N, mask=n < N, other=0).to(tl.float32)
+    r_k = tl.load(to_count + (pid * 0 + steps) * all_heads * N, mask=n < N, other=0).to(tl.float32)
     base = t * stride_t + image * stride_b + head * stride_h
     if BITS:
         place = (v_start + base) + n.to(tl.int64)[:, None] * stride_n + d[None, :]
