@@ -91,6 +91,15 @@ def test_weights_for_another_geometry(refused, finished: Path) -> None:
     assert "another geometry" in refused("evaluate", finished)
 
 
+@pytest.mark.parametrize("key", ["data", "classes"])
+def test_weights_that_do_not_say_what_they_are_for(refused, finished: Path, picture: Path, key: str) -> None:
+    card = json.loads((finished / "model.json").read_text())
+    del (card if key in card else card["data"])[key]
+    (finished / "model.json").write_text(json.dumps(card))
+    assert "what data they are for" in refused("evaluate", finished)
+    assert "what data they are for" in refused("predict", finished, picture)
+
+
 def test_incomplete_run_folders(refused, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "tensorless")
     (tmp_path / "tensorless/model.safetensors").unlink()

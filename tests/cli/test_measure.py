@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,6 +166,16 @@ def test_figures_go_through_links_and_never_replace_a_stream(cli, tmp_path: Path
         cli("models", "--json", f"/dev/fd/{stream.fileno()}")
         assert os.fstat(stream.fileno()).st_ino == (tmp_path / "stream.json").stat().st_ino
     assert read(tmp_path / "stream.json") == read(tmp_path / "real.json")
+
+
+def test_figures_are_saved_also_where_nobody_reads_the_rest(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "s2tdpt", "models", "--json", str(tmp_path / "out.json")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "models" in read(tmp_path / "out.json")
 
 
 def test_predict_answers_twice_where_a_picture_is_named_twice(cli, finished, picture, tmp_path) -> None:

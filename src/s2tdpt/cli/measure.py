@@ -46,15 +46,15 @@ def evaluate(
     seconds = time.perf_counter() - started
     rates = measured.firing_rates(net, subject.first_batch(net, images, min(batch_size, 100)))
     figures |= rates | {"time_steps": net.time_steps, "images_per_second": len(images) / seconds}
-    print(f"{model} on {images.name} ({split}, {len(images):,} images, T = {net.time_steps})")
-    print(f"  top-1 accuracy  {figures['top1']:8.2%}")
-    print(f"  top-5 accuracy  {figures['top5']:8.2%}")
-    print(f"  cross-entropy   {figures['loss']:8.4f}")
-    if figures["mean_firing_rate"] is not None:
-        blocks = ", ".join(f"{rate:.1%}" for rate in figures["attention_firing_rate"])
-        print(f"  neurons firing  {figures['mean_firing_rate']:8.2%}   (attention neuron of each block: {blocks})")
-    print(f"  speed           {figures['images_per_second']:8.1f} images/s on {subject.device_of(net)}")
-    options.write_json(json, {"model": model, "data": images.name, "split": split, **figures})
+    with options.saved(json, {"model": model, "data": images.name, "split": split, **figures}):
+        print(f"{model} on {images.name} ({split}, {len(images):,} images, T = {net.time_steps})")
+        print(f"  top-1 accuracy  {figures['top1']:8.2%}")
+        print(f"  top-5 accuracy  {figures['top5']:8.2%}")
+        print(f"  cross-entropy   {figures['loss']:8.4f}")
+        if figures["mean_firing_rate"] is not None:
+            blocks = ", ".join(f"{rate:.1%}" for rate in figures["attention_firing_rate"])
+            print(f"  neurons firing  {figures['mean_firing_rate']:8.2%}   (attention neuron of each block: {blocks})")
+        print(f"  speed           {figures['images_per_second']:8.1f} images/s on {subject.device_of(net)}")
 
 
 def predict(
@@ -103,9 +103,9 @@ def predict(
                     ranked = [{"class": classes[i], "probability": p} for p, i in zip(values, indices, strict=True)]
                     answers.append({"file": str(path), **ranked[0], "top": ranked})
     width = max((len(answer["file"]) for answer in answers), default=0)
-    for answer in answers:
-        print(answer["file"].ljust(width), "  ".join(f"{t['class']} {t['probability']:.1%}" for t in answer["top"]))
-    options.write_json(json, {"model": model, "time_steps": net.time_steps, "predictions": answers})
+    with options.saved(json, {"model": model, "time_steps": net.time_steps, "predictions": answers}):
+        for answer in answers:
+            print(answer["file"].ljust(width), "  ".join(f"{t['class']} {t['probability']:.1%}" for t in answer["top"]))
     if unreadable:
         raise typer.Exit(2)
 
@@ -141,5 +141,5 @@ def energy(
     net, card = subject.load(model, device, time_steps, allow_untrained=True)
     x = subject.inputs(net, card, data, data_root, limit or 100)
     report = count(net, x, exact=exact)
-    print(report.format(prices))
-    options.write_json(json, report.to_dict(prices) | {"model": model, "time_steps": net.time_steps})
+    with options.saved(json, report.to_dict(prices) | {"model": model, "time_steps": net.time_steps}):
+        print(report.format(prices))

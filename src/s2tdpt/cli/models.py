@@ -49,5 +49,5 @@ def models(json: Json = None) -> None:
         for entry in entries
     ]
     head = ["model", "family", "parameters", "blocks", "width", "heads", "time steps", "classes", "weights"]
-    print(text.table(head, rows))
-    options.write_json(json, {"models": entries})
+    with options.saved(json, {"models": entries}):
+        print(text.table(head, rows))

@@ -105,17 +105,30 @@ def progress(model: nn.Module, total: int, what: str) -> Iterator[None]:
             hook.remove()
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write all of `figures` to `path`, or leave what is there."""
+@contextmanager
+def saved(path: Path | None, figures: dict[str, Any]) -> Iterator[None]:
+    """Write all of `figures` to `path`, or leave what is there; the block prints them, also where that failed."""
     if path is None:
+        yield
         return
     text = json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     if path.is_relative_to("/dev") or path.is_fifo():  # a stream: never replaced, even where it leads to a file
+        yield
         sys.stdout.flush()
         with path.open("a", encoding="utf-8") as stream:
             stream.write(text)
         return
-    path = path.resolve()  # a link stays one
+    failure = None
+    try:
+        _replace(path.resolve(), text)  # a link stays one
+    except OSError as error:
+        failure = error
+    yield
+    if failure is not None:
+        raise failure
+
+
+def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".tmp")
     try:

@@ -36,9 +36,10 @@ def device_of(net: Any) -> torch.device:
 
 def training_data(card: dict[str, Any]) -> dict[str, Any]:
     """The card's entry about data: name, mean, std, classes, image_size."""
-    if "data" not in card:
+    entry = card.get("data")
+    if not isinstance(entry, dict) or not {"name", "mean", "std", "classes", "image_size"} <= entry.keys():
         raise ModelError(f"{card.get('model', 'this model')} has no weights, or they do not say what data they are for")
-    return card["data"]
+    return entry
 
 
 def classes(net: Any, card: dict[str, Any]) -> list[str]:
