@@ -81,7 +81,8 @@ def warn_of_idle_attention(rates: list[float]) -> None:
 
 def _train(recipe: str, title: str, out: Path, test: data.ImageSet, device: str | None) -> Trained:
     print(f"training {title}: recipe {recipe}, into {out}", flush=True)
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier demo
+    if any((out / name).is_file() for name in ("recipe.yaml", "metrics.json")):
+        shutil.rmtree(out)  # of an earlier demo; nothing else is ever removed
     metrics = train(load_recipe(recipe), out, device=device)
     place = pick_device(device)
     net, _ = load_model(out, device=str(place))

@@ -83,9 +83,12 @@ def test_demo_compares_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(demo, "load_recipe", lambda name: load_recipe(name).replace(**quick))
     (tmp_path / "demo/ann").mkdir(parents=True)
     (tmp_path / "demo/ann/metrics.json").write_text("of an earlier demo")
+    (tmp_path / "demo/s2tdpt").mkdir()
+    (tmp_path / "demo/s2tdpt/notes.txt").write_text("of somebody else")
     returned = demo.run(tmp_path / "demo", device="cpu")
     metrics = json.loads((tmp_path / "demo/metrics.json").read_text())
     assert metrics == returned
+    assert (tmp_path / "demo/s2tdpt/notes.txt").exists()
     for key in ("test_top1", "ann_test_top1", "mean_firing_rate", "synaptic_firing_rate"):
         assert 0 <= metrics[key] <= 1
     assert len(metrics["attention_firing_rate"]) == 2
