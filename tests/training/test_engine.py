@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ def test_a_run_leaves_weights_log_and_metrics(tiny: Recipe, tmp_path: Path) -> N
     assert float(log[metrics["best_epoch"] - 1]["ema_top1"]) == best
     assert Recipe.from_dict(json.loads((tmp_path / "run" / "model.json").read_text())["recipe"]) == tiny
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_without_tensorboard_a_run_just_has_none(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert run(tiny, tmp_path / "run")["epochs"] == 5
+    assert len(rows(tmp_path / "run")) == 5
+    assert not (tmp_path / "run" / "tensorboard").exists()
 
 
 def test_the_exported_weights_score_what_the_metrics_say(tiny: Recipe, tmp_path: Path) -> None:
