@@ -66,14 +66,7 @@ class Schedule:
     clock is used: what is left of `60 * max_minutes - reserve_seconds` when it starts, shared with the later phases by
     epochs x time steps. `elapsed` is then the run's age in seconds (the same on every rank); time spent before a
     phase, on compilation say, is left out by giving the phase's first `Position` a later `started`.
-
-    The loop:
-
-        while not schedule.finished(position):
-            epoch, step = schedule.epoch(position)
-            optimizers.set_lr_factor(schedule.lr_factor(position, elapsed))
-            ...
-            position = schedule.advance(position, elapsed)
+    The loop: until `finished`, look up `epoch` and `lr_factor`, make the step, `advance`.
     """
 
     def __init__(self, recipe: Recipe, steps_per_epoch: int, *, reserve_seconds: float = 0.0) -> None:
