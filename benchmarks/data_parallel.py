@@ -1,0 +1,60 @@
+"""Two GPUs against one, the same batch on each, BatchNorm local to each:
+
+torchrun --standalone --nproc-per-node 2 -m benchmarks.data_parallel
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from benchmarks import ours, parity
+from benchmarks.common import Case, needs_gpu, start
+from benchmarks.rows import Results
+from benchmarks.timing import Seconds, alternate
+from s2tdpt.errors import InputError
+from s2tdpt.training.distributed import Ranks, join
+
+
+def main(case: Case) -> None:
+    needs_gpu(case, 2)
+    with join(case.device) as ranks:
+        if ranks.world_size == 1:
+            raise InputError(f"one process alone has nothing to be parallel with: {(__doc__ or '').split()[-1]}")
+        if ranks.is_main:
+            parity.training(case)
+        together = ours.Training(case, graph=True, ranks=ranks)
+        alone = {f"one GPU, {k}": ours.Training(case, graph=k != "eager") for k in ("CUDA graph", "eager")}
+        many, single = race(case, ranks, together, alone)
+        parity.same_on_all(ranks, together.model)
+        if ranks.is_main:
+            report(case, ranks, many, single)
+
+
+def race(
+    case: Case, ranks: Ranks, together: ours.Training, alone: dict[str, ours.Training]
+) -> tuple[Seconds, dict[str, Seconds]]:
+    """Turns of rank 0 alone, the other devices idle, and of all ranks together."""
+    turn = replace(case, rounds=1)
+    many: list[float] = []
+    single: dict[str, list[float]] = {name: [] for name in alone}
+    for _ in range(case.rounds):
+        for name, step in alone.items() if ranks.is_main else ():
+            single[name] += alternate(turn, step)[0].samples
+        ranks.sum([0.0])  # the others wait here, on the CPU
+        many += alternate(turn, together)[0].samples
+    return Seconds(tuple(many)), {name: Seconds(tuple(samples)) for name, samples in single.items()}
+
+
+def report(case: Case, ranks: Ranks, many: Seconds, single: dict[str, Seconds]) -> None:
+    """The limit is one device's speed times their number."""
+    results = Results(case)
+    all_together = many.images_per_second(case.batch * ranks.world_size)
+    for name, seconds in single.items():
+        one = seconds.images_per_second(case.batch)
+        what = f"training step {case.title} a GPU, {ranks.world_size} GPUs"
+        results.add(what, all_together, name, one, limit=ranks.world_size * one.median)
+
+
+if __name__ == "__main__":
+    sys.exit(start(main, "data_parallel", __doc__))
