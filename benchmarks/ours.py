@@ -17,7 +17,7 @@ from s2tdpt.training.optim import build_optimizer
 from s2tdpt.training.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
 from s2tdpt.training.step import TrainStep, precise, reestimate_batch_norm
 
-SMOKE = {"embed_dim": 16, "depth": 1, "num_heads": 2, "stem_channels": (8, 8), "stem_pool": (False, False, True)}
+SMOKE = {"embed_dim": 16, "depth": 1, "num_heads": 2, "stem_channels": (8,), "stem_pool": (False, False)}
 
 
 def build(case: Case, implementation: str = "fused") -> SpikingTransformer:
