@@ -27,6 +27,7 @@ def main(case: Case) -> None:
         alone = {f"one GPU, {k}": ours.Training(case, graph=k != "eager") for k in ("CUDA graph", "eager")}
         many, single = race(case, ranks, together, alone)
         parity.same_on_all(ranks, together.model)
+        together.step.close()
         if ranks.is_main:
             report(case, ranks, many, single)
 

@@ -113,6 +113,7 @@ class Run:
                 self._train_epoch()
 
     def close(self) -> None:
+        self.setup.train_step.close()
         self.progress.close()
         if self.board is not None:
             self.board.close()

@@ -37,6 +37,12 @@ class GraphedStep:
         recording.graph.replay()
         return recording.result
 
+    def clear(self) -> None:
+        """Let go of all recordings; NCCL waits for those that hold its operations before it says goodbye."""
+        if self._recordings:
+            torch.cuda.synchronize()
+        self._recordings.clear()
+
     def record(self, x: Tensor, target: Tensor, key: Hashable) -> _Recording:
         """The recording for this key and these shapes, made now if there is none."""
         full_key = (key, x.shape, target.shape, target.dtype)

@@ -101,6 +101,11 @@ class TrainStep:
         values = [value / self.ranks.world_size for value in values]
         return list(zip(values[::2], values[1::2], strict=True))
 
+    def close(self) -> None:
+        """Let go of what was recorded, before the processes part."""
+        if self.graph is not None:
+            self.graph.clear()
+
     def finite_weights(self) -> bool:
         """False if any weight is NaN or infinite. Waits for the device."""
         norms = torch._foreach_norm(list(self.model.parameters()))  # pyright: ignore[reportPrivateImportUsage]
