@@ -41,32 +41,36 @@ def bucket_sum_kernel(
 @triton.jit
 def bucket_table_kernel(
     sums, by_count, window, scale, programs, H, MODE: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr,
-    KEEP: tl.constexpr, kept, FROM_KEPT: tl.constexpr,
+    BK: tl.constexpr, KEEP: tl.constexpr, kept, FROM_KEPT: tl.constexpr,
 ):  # fmt: skip
     """by_count = M · Σ_p sums[p]. MODE 0: M = s·w(a − c); 1: its transpose; 2: s·∂w/∂a; 3: minus its transpose."""
     zh = tl.program_id(0).to(tl.int64)
     head = zh % H
     c = tl.arange(0, BC)
     d = tl.arange(0, BD)
-    tile = c[:, None] * BD + d[None, :]
-    total = tl.zeros([BC, BD], tl.float32)
-    if FROM_KEPT:
-        total = tl.load(kept + zh * BC * BD + tile)
-    else:
-        for p in range(programs):
-            total += tl.load(sums + (zh * programs + p) * BC * BD + tile)
-        if KEEP:
-            tl.store(kept + zh * BC * BD + tile, total)
-    if MODE == 0 or MODE == 2:
-        m = c[:, None] - c[None, :]
-    else:
-        m = c[None, :] - c[:, None]
-    w, slope = _weights(m.to(tl.float32), window, head)
-    if MODE >= 2:
-        w = slope
-    if MODE == 3:
-        w = -w
-    tl.store(by_count + zh * BC * BD + tile, scale * tl.dot(w, total, input_precision="ieee"))
+    product = tl.zeros([BC, BD], tl.float32)
+    for start in range(0, BC, BK):
+        summed = start + tl.arange(0, BK)
+        tile = summed[:, None] * BD + d[None, :]
+        total = tl.zeros([BK, BD], tl.float32)
+        if FROM_KEPT:
+            total = tl.load(kept + zh * BC * BD + tile)
+        else:
+            for p in range(programs):
+                total += tl.load(sums + (zh * programs + p) * BC * BD + tile)
+            if KEEP:
+                tl.store(kept + zh * BC * BD + tile, total)
+        if MODE == 0 or MODE == 2:
+            m = c[:, None] - summed[None, :]
+        else:
+            m = summed[None, :] - c[:, None]
+        w, slope = _weights(m.to(tl.float32), window, head)
+        if MODE >= 2:
+            w = slope
+        if MODE == 3:
+            w = -w
+        product += tl.dot(w, total, input_precision="ieee")
+    tl.store(by_count + zh * BC * BD + (c[:, None] * BD + d[None, :]), scale * product)
 
 
 @triton.jit

@@ -19,27 +19,34 @@ def _split(tokens: int, rows: int) -> tuple[int, int]:
     return triton.cdiv(tokens, per_program), per_program
 
 
+def _summed(BC: int, BD: int) -> int:
+    """Terms that an exact float32 product [BC, BD] sums at once: the compiler unrolls them all, and must stay quick."""
+    return max(16, 2**18 // (BC * BD))
+
+
 def _bucket_sums(spikes: Tensor | None, counts: Tensor, rows: Tensor) -> tuple[Tensor, int]:
     Z, H, N, D = rows.shape
     programs, per_program = _split(N, Z * H)
     BC, BD = width(D + 1), width(D)
     sums = torch.empty(Z * H, programs, BC, BD, device=rows.device, dtype=torch.float32)
     keyed = rows if spikes is None else spikes
+    options = dot(rows.dtype)
+    BN = min(64, _summed(BC, BD)) if options["DOT"] == triton.language.float32 else 64
     kernels.bucket_sum_kernel[(programs, Z * H)](
         keyed, counts, rows, sums, N, per_program, programs, H, *keyed.stride()[:3], *rows.stride()[:3],
-        COUNT=spikes is not None, D=D, BN=64, BC=BC, BD=BD, **dot(rows.dtype),
+        COUNT=spikes is not None, D=D, BN=BN, BC=BC, BD=BD, **options,
     )  # fmt: skip
     return sums, programs
 
 
 def _bucket_table(sums: Tensor, programs: int, window: Tensor, scale: float, mode: int, kept: Tensor | None = None,
-                  keep: bool = False) -> tuple[Tensor, Tensor]:  # fmt: skip
+                  keep: bool = False, out: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     rows, _, BC, BD = sums.shape
-    by_count = sums.new_empty(rows, BC, BD)
+    by_count = sums.new_empty(rows, BC, BD) if out is None else out
     store = kept if kept is not None else (sums.new_empty(rows, BC, BD) if keep else by_count)
     kernels.bucket_table_kernel[(rows,)](
-        sums, by_count, window, scale, programs, len(window), MODE=mode, BC=BC, BD=BD, KEEP=keep, kept=store,
-        FROM_KEPT=kept is not None,
+        sums, by_count, window, scale, programs, len(window), MODE=mode, BC=BC, BD=BD, BK=min(BC, _summed(BC, BD)),
+        KEEP=keep, kept=store, FROM_KEPT=kept is not None, num_warps=8 if BC * BD > 2**13 else 4,
     )  # fmt: skip
     return by_count, store
 
@@ -53,10 +60,7 @@ def stdp_buckets_op(
     out, counts_q, counts_k, kept = _bucket_outputs(q, k)
     sums, programs = _bucket_sums(k, counts_k, v)
     by_count, _ = _bucket_table(sums, programs, window, scale, 0)
-    kernels.bucket_table_kernel[(Z * H,)](
-        sums, kept, window, scale, programs, H, MODE=2, BC=sums.shape[2], BD=sums.shape[3], KEEP=False, kept=kept,
-        FROM_KEPT=False,
-    )  # fmt: skip
+    _bucket_table(sums, programs, window, scale, 2, out=kept)
     kernels.bucket_read_kernel[(triton.cdiv(N, 64), Z * H)](
         q, counts_q, by_count, out, N, H, *q.stride()[:3], *out.stride()[:3],
         D=D, BN=64, BC=sums.shape[2], BD=sums.shape[3],
