@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..attention import STDPAttention
 from ..errors import ModelError
+from ..neurons import LIF, PLIF
+from ..normalisation import BatchNorm
 from ..ops import observe
+from ..ops.stdp.limits import FEATURES, fits_tile
+from .block import Block, SpikingMLP
+from .stem import Stem
 
 if TYPE_CHECKING:
     from .transformer import SpikingTransformer
 
 IMPLEMENTATIONS = ("auto", "plain", "fused")
-MAX_TOKENS = 128
-"""The fused attention holds a head's tokens in one tile."""
+_NORMS = (BatchNorm, nn.BatchNorm2d)
+_FUSED = (Stem, Block, SpikingMLP, STDPAttention, LIF, PLIF, *_NORMS, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList)
 
 
 def use_fused(model: SpikingTransformer, x: Tensor) -> bool:
@@ -50,17 +56,30 @@ def _obstacle(model: SpikingTransformer, x: Tensor) -> str | None:
         return "its membranes are float32, but the input is float64"
     if any(type(block.attn) is not STDPAttention for block in model.blocks):
         return f"attention {model.config.attention!r} has no fused kernel"
+    for name, module in model.named_modules():
+        if name and type(module) not in _FUSED:
+            return f"{name} is a {type(module).__name__}, which has no fused kernel"
+        if isinstance(module, _NORMS) and (module.running_mean is None or not module.affine):
+            return f"{name} has no running statistics or no weight"
+    model.stem.check(x)
     height, width = model.stem.grid(*x.shape[-2:])
-    if height * width > MAX_TOKENS:
-        return f"{height * width} tokens are more than the {MAX_TOKENS} that one tile holds"
+    tokens, features = height * width, model.config.embed_dim // model.config.num_heads
+    half = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+    if features > FEATURES or not fits_tile(tokens, features, half=half):
+        precision = "half precision" if half else "float32"
+        return f"a head of {tokens} tokens x {features} features in {precision} does not fit into one tile"
     return None
 
 
 def _watched(model: nn.Module) -> bool:
     if torch.compiler.is_compiling():
         return False
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules())
-    return hooked or observe.listening()
+    return bool(_has_any_global_hook()) or observe.listening() or any(_hooked(module) for module in model.modules())
+
+
+def _hooked(module: nn.Module) -> bool:
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 @lru_cache(maxsize=1)

@@ -53,10 +53,11 @@ class _FusedForward:
         neurons = [cast(LIF, b.neuron) for b in self.blocks[1:]]
         for block, next_neuron in zip(self.blocks, [*neurons, None], strict=True):
             attn, mlp = block.attn, block.mlp
-            y = self._linear(attn.proj, self._attend(cast(STDPAttention, attn), spikes))
+            y = self._linear(attn.proj, self._attend(cast(STDPAttention, attn), spikes), before=attn.proj_norm)
             spikes, u = self._fire(attn.proj_norm, y, mlp.neuron1, after=attn.proj, residual=u, membrane=True)
-            hidden, _ = self._fire(mlp.norm1, self._linear(mlp.fc1, spikes), mlp.neuron2, after=mlp.fc1)
-            y = self._linear(mlp.fc2, hidden)
+            y = self._linear(mlp.fc1, spikes, before=mlp.norm1)
+            hidden, _ = self._fire(mlp.norm1, y, mlp.neuron2, after=mlp.fc1)
+            y = self._linear(mlp.fc2, hidden, before=mlp.norm2)
             spikes, u = self._fire(mlp.norm2, y, next_neuron, after=mlp.fc2, residual=u, membrane=True)
         self._update_running_statistics()
         return u.view(self.T, self.batch, -1, u.shape[-1])
@@ -80,7 +81,8 @@ class _FusedForward:
         return y.reshape(len(y) // self.batch, -1, y.shape[-1])
 
     def _attend(self, attn: STDPAttention, spikes: Spikes) -> Spikes:
-        (qkv, bits), _ = self._fire(attn.qkv_norm, self._linear(attn.qkv, spikes), attn.qkv_neuron)
+        y = self._linear(attn.qkv, spikes, before=attn.qkv_norm)
+        (qkv, bits), _ = self._fire(attn.qkv_norm, y, attn.qkv_neuron)
         tokens = qkv.view(self.T, self.batch, -1, qkv.shape[-1])
         window = window_table(attn.window, attn.num_heads, attn.head_dim, qkv.device)
         neuron = cast(LIF, attn.mix_neuron)
@@ -89,8 +91,8 @@ class _FusedForward:
         mixed, _, _ = stdp_lif_op(tokens, bits, window, _inv_tau(neuron, qkv.device), scale, attn.num_heads, *constants)
         return mixed.view(self.T, -1, mixed.shape[-1]), bits.new_empty(0)
 
-    def _linear(self, layer: nn.Linear, spikes: Spikes) -> Tensor:
-        return cast(Tensor, LinearBeforeNorm.apply(*spikes, layer.weight, layer.bias))
+    def _linear(self, layer: nn.Linear, spikes: Spikes, *, before: nn.Module) -> Tensor:
+        return cast(Tensor, LinearBeforeNorm.apply(*spikes, layer.weight, layer.bias, before.training))
 
     def _fire(
         self,
@@ -105,14 +107,14 @@ class _FusedForward:
     ) -> tuple[Spikes, Tensor]:
         """Spikes and membranes of BN(y) (+ residual), y [T or 1, M, C]; `after` is the layer whose bias y lacks."""
         bn, lif = cast(nn.BatchNorm1d, norm), cast("LIF | None", neuron)
-        mean, var = cast(Tensor, bn.running_mean), cast(Tensor, bn.running_var)
+        mean, var = cast(Tensor, bn.running_mean).float(), cast(Tensor, bn.running_var).float()
         bias = None if after is None else after.bias.detach()
         packs = lif is not None and torch.is_grad_enabled() and y.shape[-1] % 8 == 0
         spec = replace(_spec(lif, self.T), training=bn.training, eps=bn.eps, membrane=membrane, pool=pool, bits=packs)
         if bias is not None and not bn.training:
             mean = mean - bias
         tau = _inv_tau(lif, y.device)
-        spikes, u, mean, var, bits = norm_lif(y, bn.weight, bn.bias, mean, var, tau, residual, spec)
+        spikes, u, mean, var, bits = norm_lif(y, bn.weight.float(), bn.bias.float(), mean, var, tau, residual, spec)
         if bn.training:
             self.statistics.append((bn, mean if bias is None else mean + bias, var, y.shape[0] * y.shape[1]))
         return (spikes, bits), u
@@ -122,12 +124,14 @@ class _FusedForward:
         if not self.statistics:
             return
         norms, means, variances, counts = zip(*self.statistics, strict=True)
-        unbiased = [v * (n / max(1, n - 1)) for v, n in zip(variances, counts, strict=True)]
+        dtype = norms[0].running_mean.dtype  # float32, but in a model in half precision
+        means = [m.to(dtype) for m in means]
+        unbiased = [(v * (n / max(1, n - 1))).to(dtype) for v, n in zip(variances, counts, strict=True)]
         momentum = norms[0].momentum
         if momentum is None:  # nn.BatchNorm's plain average over all batches
             momentum = 1 / (int(cast(Tensor, norms[0].num_batches_tracked)) + 1)
         with torch.no_grad():
-            torch._foreach_lerp_([n.running_mean for n in norms], list(means), momentum)
+            torch._foreach_lerp_([n.running_mean for n in norms], means, momentum)
             torch._foreach_lerp_([n.running_var for n in norms], unbiased, momentum)
             torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
 
@@ -149,7 +153,7 @@ def _spec(neuron: LIF | None, time_steps: int) -> NormLif:
 
 def _inv_tau(neuron: LIF | None, device: torch.device) -> Tensor:
     if isinstance(neuron, PLIF):
-        return neuron.w.sigmoid()
+        return neuron.w.float().sigmoid()
     return _constant(1.0 if neuron is None else 1 / float(neuron.tau), device)
 
 

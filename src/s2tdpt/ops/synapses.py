@@ -14,11 +14,15 @@ from .norm_lif.triton import unpack
 class LinearBeforeNorm(torch.autograd.Function):
     """spikes [..., D] @ weightᵀ in the spikes' dtype, going straight into batch normalisation.
 
-    The norm's mean removes a bias, so none is added and its gradient is 0. `bits` are the packed spikes, or empty.
+    No bias is added. A batch's own mean (`batch_mean`) removes it, so its gradient is 0; from a running mean the caller
+    subtracts it. `bits` are the packed spikes, or empty.
     """
 
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor, bias: Tensor | None, batch_mean: bool
+    ) -> Tensor:
+        ctx.batch_mean = batch_mean
         ctx.weight_dtype, ctx.bias = weight.dtype, None if bias is None else (bias.shape, bias.dtype)
         weight = weight.to(spikes.dtype)
         _keep(ctx, spikes, bits, weight)
@@ -29,8 +33,11 @@ class LinearBeforeNorm(torch.autograd.Function):
         spikes, weight = _kept(ctx)
         (grad,) = grads
         grad_weight = grad.flatten(0, -2).t() @ spikes.flatten(0, -2)
-        grad_bias = None if ctx.bias is None else grad.new_zeros(ctx.bias[0], dtype=ctx.bias[1])
-        return grad @ weight, None, grad_weight.to(ctx.weight_dtype), grad_bias
+        grad_bias = None
+        if ctx.bias is not None:
+            shape, dtype = ctx.bias
+            grad_bias = grad.new_zeros(shape, dtype=dtype) if ctx.batch_mean else grad.flatten(0, -2).sum(0).to(dtype)
+        return grad @ weight, None, grad_weight.to(ctx.weight_dtype), grad_bias, None
 
 
 class Conv3x3(torch.autograd.Function):

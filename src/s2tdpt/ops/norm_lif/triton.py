@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...errors import InputError
 from . import backward_kernels, forward_kernels, kernels
 from .spec import NormLif
 
@@ -216,6 +217,8 @@ def norm_lif(
     spec: NormLif,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference.norm_lif`, by the fused kernels; last, the spikes as bits, eight a byte, if the spec says so."""
+    if (residual is not None and not spec.membrane) or (spec.pool is not None and (spec.membrane or not spec.fire)):
+        raise InputError("norm_lif: a residual needs the membrane among the outputs, and pooling takes spikes alone")
     flags, numbers = spec.pack()
     residual = None if residual is None else residual.contiguous()
     outputs = norm_lif_op(y.contiguous(), weight, bias, mean, var, inv_tau, residual, flags, numbers)

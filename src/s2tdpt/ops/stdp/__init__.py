@@ -13,6 +13,7 @@ from ...errors import InputError
 from .. import observe
 from . import event, reference, table
 from .event import EventCounts
+from .limits import FEATURES
 from .window import StdpWindow
 
 __all__ = ["EventCounts", "StdpWindow", "stdp_attention", "stdp_event_counts", "stdp_weights"]
@@ -94,8 +95,8 @@ def _triton_obstacle(query: Tensor, value: Tensor) -> str | None:
         return "it needs a CUDA device"
     if value.dtype == torch.float64:
         return "it computes in float32, but the spikes are float64"
-    if query.shape[-1] != value.shape[-1] or query.shape[-1] > 128:
-        return f"it takes up to 128 features, as many of V as of Q: got {query.shape[-1]} and {value.shape[-1]}"
+    if query.shape[-1] != value.shape[-1] or query.shape[-1] > FEATURES:
+        return f"it takes up to {FEATURES} features, as many of V as of Q: got {query.shape[-1]} and {value.shape[-1]}"
     return None
 
 
