@@ -48,13 +48,14 @@ def race(
 
 
 def report(case: Case, ranks: Ranks, many: Seconds, single: dict[str, Seconds]) -> None:
-    """The limit is one device's speed times their number."""
-    results = Results(case)
-    all_together = many.images_per_second(case.batch * ranks.world_size)
-    for name, seconds in single.items():
-        one = seconds.images_per_second(case.batch)
-        what = f"training step {case.title} a GPU, {ranks.world_size} GPUs"
-        results.add(what, all_together, name, one, limit=ranks.world_size * one.median)
+    """The limit is the speed of one device, as fast as it gets, times their number."""
+    results, devices = Results(case), ranks.world_size
+    together = many.images_per_second(case.batch * devices)
+    figures = {name: seconds.images_per_second(case.batch) for name, seconds in single.items()}
+    fastest = max(figure.median for figure in figures.values())
+    for name, alone in figures.items():
+        what = f"training step {case.title} a GPU, {devices} GPUs"
+        results.add(what, together, name, alone, limit=devices * fastest)
 
 
 if __name__ == "__main__":

@@ -52,15 +52,17 @@ def draw(results: Path, out: Path) -> None:
     ]
     if not panels:
         raise InputError(f"there are no results in {results}: run a benchmark first")
-    lines = (len(panels) + 1) // 2
-    figure = Figure(figsize=(11, 2.6 * lines), layout="constrained")
-    grid = figure.subplots(lines, 2, squeeze=False).flatten()
-    for axes, (title, draw_panel, rows) in zip(grid, panels, strict=False):
+    beside = [panel for panel in panels if panel[1] is bars]
+    below = [panel for panel in panels if panel[1] is curves]
+    half = (len(beside) + 1) // 2
+    figure = Figure(figsize=(11, 2.4 * half + 3.2 * len(below)), layout="constrained")
+    grid = figure.add_gridspec(half + len(below), 2, height_ratios=[2.4] * half + [3.2] * len(below))
+    places = [grid[i // 2, i % 2] for i in range(len(beside))] + [grid[half + i, :] for i in range(len(below))]
+    for place, (title, draw_panel, rows) in zip(places, beside + below, strict=True):
+        axes = figure.add_subplot(place)
         draw_panel(axes, rows)
-        axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=14)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[len(panels) :]:
-        axes.set_visible(False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
 
@@ -80,11 +82,14 @@ def bars(axes: Any, rows: list[Row]) -> None:
     for place, median in enumerate(medians):
         axes.annotate(f"{median:,.4g}" if median < 1000 else f"{median:,.0f}", (median, place), (6, 0),
                       textcoords="offset points", va="center", fontsize=9)  # fmt: skip
-    limits = [row.limit for row in rows if row.limit is not None]
-    if limits:
-        axes.axvline(limits[-1], color=LIMIT, linestyle="--", label=f"limit {limits[-1]:,.0f}")
-        axes.legend(frameon=False, loc="lower right", fontsize=8)
-    axes.set_xlim(0, 1.18 * max(*medians, *limits))
+    limit = max((row.limit for row in rows if row.limit is not None), default=0.0)
+    if limit:
+        axes.axvline(limit, color=LIMIT, linestyle="--")
+        axes.annotate(f"limit {limit:,.0f}", (limit, 1.0), (0, 2), xycoords=("data", "axes fraction"),
+                      textcoords="offset points", ha="center", fontsize=8, color=LIMIT)  # fmt: skip
+    axes.set_xlim(0, 1.18 * max(*medians, limit))
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(axis="y", length=0)
 
 
@@ -105,7 +110,7 @@ def curves(axes: Any, rows: list[Row]) -> None:
     axes.plot([n for n, _ in mine], [row.limit for _, row in mine], "--", color=LIMIT, label="limit")
     axes.set(xscale="log", yscale="log", xlabel="tokens N (B·N = 65,536)", ylabel="ms")
     axes.set_xticks([n for n, _ in mine], [f"{n:,}" for n, _ in mine], minor=False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=9, loc="center right", bbox_to_anchor=(1.0, 0.42))
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def read(path: Path) -> list[Row]:
 
 def line(row: Row) -> str:
     """A row for people."""
-    text = f"{row.what:<58} {row.median:>10,.6g} ±{row.spread:<7,.3g} {row.unit:<9}"
+    text = f"{row.what:<68} {row.median:>10,.6g} ±{row.spread:<7,.3g} {row.unit:<9}"
     if row.ratio is not None:
         text += f" {row.ratio:6.2f}x {row.peer} ({row.peer_median:,.6g})"
     if row.distance is not None:
@@ -178,4 +178,6 @@ def versions() -> str:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
+    if torch.version.cuda:
+        found.append(f"CUDA {torch.version.cuda}")
     return ", ".join(found)

@@ -22,6 +22,7 @@ def test_two_processes_race_against_one(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
     written = read(tmp_path / "data_parallel.csv")
     assert [row.peer for row in written] == ["one GPU, CUDA graph", "one GPU, eager"]
+    fastest = max(row.peer_median or 0 for row in written)
     for row in written:
-        assert row.limit == pytest.approx(2 * row.peer_median, rel=1e-3)
+        assert row.limit == pytest.approx(2 * fastest, rel=1e-3)
         assert row.command.startswith("torchrun --standalone --nproc-per-node 2 -m benchmarks.data_parallel")
