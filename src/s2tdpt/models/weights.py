@@ -124,18 +124,20 @@ def _stored(name: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
     if dtype == "float16" or tensor.numel() < _SMALL:
         return {name: tensor.to(torch.float16)}
     rows = tensor.flatten(1).float()
-    scale = _best_scale(rows)
+    scale = best_scale(rows)
     levels = (rows / scale[:, None]).round().clamp(-127, 127)
     return {name: levels.to(torch.int8).view_as(tensor), name + _SCALE: scale}
 
 
-def _best_scale(rows: Tensor) -> Tensor:
-    """The step of 8-bit levels for each row: of some shares of the largest weight / 127 the one with the least error."""
+def best_scale(rows: Tensor) -> Tensor:
+    """The step of 8-bit levels for each row: of shares of the largest weight / 127 the one with the least error."""
     largest = (rows.abs().amax(1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny)
-    scales = torch.stack([share / 100 * largest for share in range(50, 101, 2)])
-    levels = (rows / scales).round().clamp(-127, 127)
-    errors = (levels * scales - rows).square().sum(-1, keepdim=True)
-    return scales.gather(0, errors.argmin(0, keepdim=True)).view(-1)
+    best, least = largest, torch.full_like(largest, torch.inf)
+    for share in range(50, 101, 2):
+        scale = share / 100 * largest
+        error = (rows / scale).round_().clamp_(-127, 127).mul_(scale).sub_(rows).square_().sum(-1, keepdim=True)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    return best.view(-1)
 
 
 def _restored(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
