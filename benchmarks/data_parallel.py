@@ -1,7 +1,4 @@
-"""Two GPUs against one, the same batch on each, BatchNorm local to each:
-
-torchrun --standalone --nproc-per-node 2 -m benchmarks.data_parallel
-"""
+"""Two GPUs against one of them alone, the same batch on each, BatchNorm local to each; torchrun starts it."""
 
 from __future__ import annotations
 
@@ -15,12 +12,14 @@ from benchmarks.timing import Seconds, alternate
 from s2tdpt.errors import InputError
 from s2tdpt.training.distributed import Ranks, join
 
+LAUNCH = "torchrun --standalone --nproc-per-node 2 -m benchmarks.data_parallel"
+
 
 def main(case: Case) -> None:
     needs_gpu(case, 2)
     with join(case.device) as ranks:
         if ranks.world_size == 1:
-            raise InputError(f"one process alone has nothing to be parallel with: {(__doc__ or '').split()[-1]}")
+            raise InputError(f"one process alone is not parallel: start it with {LAUNCH}")
         if ranks.is_main:
             parity.training(case)
         together = ours.Training(case, graph=True, ranks=ranks)

@@ -20,7 +20,7 @@ STEPS = 8
 SMALLEST_SHARE = 0.005
 KINDS = {  # the first that matches
     "products and convolutions": r"nvjet|gemm|xmma|cutlass|conv|split_?k|dgrad|wgrad|aten::(mm|addmm|bmm)",
-    "attention": r"^(tile|bucket)_|stdp",
+    "attention": r"^(tile|bucket|neuron)_|stdp",
     "norm, residual, neuron, pooling": r"^(stats|forward|backward|unpack)\w*_kernel|norm_lif",
     "optimiser": r"multi_tensor|adam",
     "copies, fills and the rest": "",

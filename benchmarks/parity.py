@@ -93,15 +93,6 @@ def inference(case: Case, timed: ours.Inference) -> None:
     same_images("recorded inference", timed(), timed.unrecorded())
 
 
-def cpu_inference(case: Case) -> None:
-    """The logits of what `auto` runs in float32 against the plain model's in float64."""
-    x, _ = ours.batch(case)
-    model = ours.evaluated(case, "auto")
-    found = ours.inferring(model, x, "float32")()
-    truth = ours.inferring(model.double(), x.double(), "float32")()
-    same_images("CPU evaluation", found, truth)
-
-
 def same_images(what: str, found: Tensor, truth: Tensor) -> None:
     """Logits [B, K] that agree but for few images."""
     errors = [error_ratio(a, b) for a, b in zip(found, truth, strict=True)]

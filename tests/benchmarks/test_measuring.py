@@ -209,6 +209,7 @@ def test_one_that_hangs_or_fails_does_not_stop_the_others(
         ("void cublasLt::splitKreduce_kernel<32, 16, int>", "products and convolutions"),
         ("tile_backward_kernel", "attention"),
         ("backward_norm_kernel", "norm, residual, neuron, pooling"),
+        ("neuron_backward_kernel", "attention"),
         ("stats_finish_kernel", "norm, residual, neuron, pooling"),
         ("multi_tensor_apply_kernel<FusedOptimizer>", "optimiser"),
         ("Memcpy DtoD (Device -> Device)", "copies, fills and the rest"),

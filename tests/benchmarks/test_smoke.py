@@ -19,7 +19,10 @@ RUNS = {
     },
     "inference": {"inference smoke T=2 batch 2 float32, CUDA graph"},
     "stdp_attention": {"STDP attention fwd+bwd N=16", "STDP attention fwd+bwd N=130"},
-    "cpu_inference": {"CPU evaluation smoke T=2 batch 2, float32", "CPU evaluation smoke T=2 batch 2, bfloat16"},
+    "cpu_inference": {
+        "CPU evaluation smoke T=2 batch 2, plain float32",
+        "CPU evaluation smoke T=2 batch 2, compiled float32",
+    },
     "kernels": {"products and convolutions", "attention", "norm, residual, neuron, pooling"},
 }
 # One process, since Triton decides at its import whether it interprets: each benchmark, then some of them broken.
@@ -56,7 +59,13 @@ go("wrong attention", "stdp_attention")
 triton.attention = attention
 ours.Inference.__call__ = lambda self: self.recorded() + 1
 go("wrong recording", "inference")
+from s2tdpt.inference import CompiledModel
+right = CompiledModel.forward
+CompiledModel.forward = lambda self, x: 1.02 * right(self, x)
+go("wrong compiled model", "cpu_inference")
+CompiledModel.forward = right
 
+go("alone", "data_parallel")
 sys.modules["spikingjelly.activation_based.model.spikformer"] = None
 go("no peer", "cpu_inference")
 go("no peer wanted", "cpu_inference", "--no-peers")
@@ -131,6 +140,7 @@ def test_rows_stand_beside_every_peer_and_the_limit(found: dict[str, Any], folde
         ("wrong forward pass, inference", "inference"),
         ("wrong attention", "stdp_attention"),
         ("wrong recording", "inference"),
+        ("wrong compiled model", "cpu_inference"),
     ],
 )
 def test_red_parity_refuses(found: dict[str, Any], folder: Path, label: str, name: str) -> None:
@@ -138,6 +148,11 @@ def test_red_parity_refuses(found: dict[str, Any], folder: Path, label: str, nam
     (line,) = found[label]["said"]
     assert line.startswith("refused: parity is red: ")
     assert not (folder / label / f"{name}.csv").exists()
+
+
+def test_data_parallel_says_how_to_start_it(found: dict[str, Any]) -> None:
+    assert found["alone"]["code"] == 2
+    assert found["alone"]["said"][-1].endswith("torchrun --standalone --nproc-per-node 2 -m benchmarks.data_parallel")
 
 
 def test_a_missing_peer_is_named_with_the_way_around_it(found: dict[str, Any], folder: Path) -> None:
