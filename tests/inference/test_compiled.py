@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2tdpt import create_model, data, energy
+from s2tdpt.attention import STDPAttention
 from s2tdpt.errors import InputError, ModelError
 from s2tdpt.inference import CompiledModel, accelerate, agreement, compile_for_inference, compiled, synapses
 from s2tdpt.neurons import LIF
@@ -104,14 +105,23 @@ class OwnNeuron(LIF):
     pass
 
 
+class OwnAttention(STDPAttention):
+    pass
+
+
 def test_models_it_does_not_know_stay_plain_or_are_refused(model: nn.Module) -> None:
     twin = create_model("vit_tiny").eval()
     model.blocks[1].neuron = OwnNeuron()
+    own_attention, no_statistics = small(), small()
+    own_attention.blocks[0].attn = OwnAttention(24, 3)
+    no_statistics.stem.norm[1] = nn.BatchNorm2d(12, track_running_stats=False)
     for other, reason in (
         (twin, "VisionTransformer is not a spiking Transformer"),
-        (model, r"neuron OwnNeuron \(blocks.1.neuron\) is not known"),
-        (small().half(), "weights are torch.float16"),
-        (create_model("s2tdpt_tiny").to("meta").eval(), "on meta, not on the CPU"),
+        (model, "blocks.1.neuron is a OwnNeuron"),
+        (own_attention, "blocks.0.attn is a OwnAttention"),
+        (no_statistics, "stem.norm.1 has no running statistics"),
+        (small().half(), "the weights are not all in float32"),
+        (create_model("s2tdpt_tiny").to("meta").eval(), "not on the CPU"),
     ):
         with pytest.raises(ModelError, match=f"float32 is not available: .*{reason}"):
             compile_for_inference(other, precision="float32")
@@ -143,8 +153,13 @@ def test_energy_and_hooks_see_the_plain_model(model: nn.Module, integers) -> Non
     assert torch.equal(run(x), model(x))
     assert len(seen) == 2
     hook.remove()
-    run(x)
+    shown = run(x)
+    counted: list[Tensor] = []
+    run.register_forward_hook(lambda module, inputs, output: counted.append(output))
+    assert torch.equal(run(x), shown)  # its own hooks are called without the plain model
+    assert not torch.equal(shown, model(x))
     assert len(seen) == 2
+    assert len(counted) == 1
 
 
 def test_agreement() -> None:

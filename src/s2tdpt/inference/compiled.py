@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, ModelError
-from ..models.dispatch import _watched
+from ..models.dispatch import watched
 from .engine import Engine, obstacle
 from .synapses import integer_obstacle
 
@@ -50,7 +50,7 @@ class CompiledModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.model.training:
             raise ModelError("a model compiled for inference cannot be trained: train the model and compile it again")
-        if self.engine is None or _watched(self.model):
+        if self.engine is None or watched(self):
             return self.model(x)
         return self.engine(x, self.time_steps)
 

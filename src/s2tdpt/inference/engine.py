@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import RandomAttention, SpikingSelfAttention
-from ..models.block import Block
+from ..models.block import Block, SpikingMLP
+from ..models.stem import Stem
 from ..models.transformer import SpikingTransformer
 from ..neurons import LIF, PLIF
+from ..normalisation import BatchNorm
 from .fold import Norm, fold
 from .membrane import Membrane
-from .mixing import Mixing, mixing, supported
+from .mixing import MIXED, Mixing, mixing
 from .synapses import FloatSynapse, IntegerSynapse, Synapse
 
 PLANES = {"int8": 1, "int16": 2}
 """8-bit planes of weights of each integer precision."""
+_NORMS = BatchNorm, nn.BatchNorm2d
+_KNOWN = {Stem, Block, SpikingMLP, LIF, PLIF, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList, *_NORMS, *MIXED}
 _ELEMENTS = 1 << 22
 """Of the widest layer at one step: more images at once would only leave the caches."""
 
@@ -29,17 +33,16 @@ def obstacle(model: nn.Module) -> str | None:
     """Why this model has no engine, or None."""
     if type(model) is not SpikingTransformer:
         return f"{type(model).__name__} is not a spiking Transformer of this package"
-    for block in model.blocks:
-        if not supported(block.attn):
-            return f"attention {type(block.attn).__name__} is not known to it"
     for name, module in model.named_modules():
-        if isinstance(module, LIF) and type(module) not in (LIF, PLIF):
-            return f"neuron {type(module).__name__} ({name}) is not known to it"
-    weight = model.head.weight
-    if weight.device.type != "cpu":
-        return f"the model is on {weight.device}, not on the CPU"
-    if weight.dtype not in (torch.float32, torch.float64):
-        return f"the model's weights are {weight.dtype}"
+        if name and type(module) not in _KNOWN:
+            return f"{name} is a {type(module).__name__}, which it does not know"
+        if isinstance(module, _NORMS) and (module.running_mean is None or not module.affine):
+            return f"{name} has no running statistics or no weight"
+    devices, dtypes = ({getattr(p, kind) for p in model.parameters()} for kind in ("device", "dtype"))
+    if devices != {torch.device("cpu")}:
+        return "the model is not on the CPU"
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        return "the weights are not all in float32 or all in float64"
     return None
 
 

@@ -11,6 +11,9 @@ from ..attention import IdentityAttention, MeanAttention, RandomAttention, Spiki
 from ..ops.stdp.table import count_table
 from .synapses import FloatSynapse, IntegerSynapse, Synapse
 
+MIXED = STDPAttention, RandomAttention, MeanAttention, IdentityAttention
+"""The attention layers that have a mixing here; their heirs have not."""
+
 
 class Mixing(Protocol):
     """Spikes of one step [B·N, parts · D] to the current of the mixing neuron [B·N, D], its sign turned."""
@@ -19,16 +22,12 @@ class Mixing(Protocol):
 
 
 def mixing(attention: SpikingSelfAttention, dtype: torch.dtype, *, integer: bool) -> Mixing:
-    """The mixing of an attention layer that `supported` names; currents in `dtype`."""
+    """The mixing of an attention layer that `MIXED` names; currents in `dtype`."""
     if isinstance(attention, STDPAttention):
         return StdpMixing(attention, dtype, integer=integer)
     if isinstance(attention, MeanAttention):
         return MeanMixing(attention.gain * attention.offset, dtype)
     return IdentityMixing(float(cast(IdentityAttention, attention).gain), dtype)
-
-
-def supported(attention: object) -> bool:
-    return type(attention) in (STDPAttention, RandomAttention, MeanAttention, IdentityAttention)
 
 
 class StdpMixing:

@@ -36,7 +36,7 @@ def use_fused(model: SpikingTransformer, x: Tensor) -> bool:
         raise ModelError(f"implementation {model.implementation!r} is unknown: use one of {known}")
     if model.implementation == "plain" or (model.implementation == "auto" and not x.is_cuda):
         return False
-    if model.implementation == "auto" and _watched(model):
+    if model.implementation == "auto" and watched(model):
         return False  # hooks and listeners see each module, as they expect
     obstacle = _obstacle(model, x)
     if obstacle is None:
@@ -71,10 +71,13 @@ def _obstacle(model: SpikingTransformer, x: Tensor) -> str | None:
     return None
 
 
-def _watched(model: nn.Module) -> bool:
+def watched(model: nn.Module) -> bool:
+    """Whether a hook or listener would miss what runs inside `model`; its own hooks are called in any case."""
     if torch.compiler.is_compiling():
         return False
-    return bool(_has_any_global_hook()) or observe.listening() or any(_hooked(module) for module in model.modules())
+    if _has_any_global_hook() or observe.listening():
+        return True
+    return any(_hooked(module) for module in model.modules() if module is not model)
 
 
 def _hooked(module: nn.Module) -> bool:
