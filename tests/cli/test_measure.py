@@ -16,7 +16,7 @@ from s2tdpt.cli import subject
 
 EVALUATE = {
     "model", "data", "split", "n", "top1", "top5", "loss", "mean_firing_rate", "attention_firing_rate", "time_steps",
-    "images_per_second",
+    "precision", "images_per_second",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from s2tdpt import create_model, data, energy
 from s2tdpt.attention import STDPAttention
 from s2tdpt.errors import InputError, ModelError
 from s2tdpt.inference import CompiledModel, accelerate, agreement, compile_for_inference, compiled, synapses
+from s2tdpt.inference.engine import Engine
 from s2tdpt.neurons import LIF
 from s2tdpt.training.evaluate import evaluate
 
@@ -179,7 +180,8 @@ def test_agreement() -> None:
 
 
 def test_accelerate_only_what_takes_long(model: nn.Module, monkeypatch) -> None:
-    assert accelerate(model, pictures(), 1) is model
+    assert accelerate(model, pictures(), 1) is model  # few
+    assert accelerate(model, pictures(), 40) is model  # soon done
     monkeypatch.setattr(compiled, "_race", fastest("plain"))
     assert accelerate(model, pictures(), 10**9) is model
     monkeypatch.setattr(compiled, "_race", lambda runs: {each: float(each == "plain") for each in runs})
@@ -189,11 +191,30 @@ def test_accelerate_only_what_takes_long(model: nn.Module, monkeypatch) -> None:
     assert accelerate(twin, pictures(), 10**9) is twin
 
 
-def test_evaluate_takes_a_compiled_model(model: nn.Module) -> None:
-    pixels = torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8)
-    some = data.ImageSet("noise", pixels, torch.arange(20) % 5, list("abcde"), (0.5,) * 3, (0.25,) * 3)
-    truth = evaluate(model, some, batch_size=7, device="cpu")
-    run = compile_for_inference(model, precision="float32")
-    found = evaluate(run, some, batch_size=7, device="cpu")
-    assert found["n"] == 20
+@pytest.fixture
+def noise() -> data.ImageSet:
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return data.ImageSet("noise", pixels, torch.arange(40) % 5, list("abcde"), (0.5,) * 3, (0.25,) * 3)
+
+
+def test_evaluate_takes_a_compiled_model(model: nn.Module, noise: data.ImageSet) -> None:
+    truth = evaluate(model, noise, batch_size=7, device="cpu")
+    found = evaluate(compile_for_inference(model, precision="float32"), noise, batch_size=7, device="cpu")
+    assert found["n"] == 40
     assert abs(found["top1"] - truth["top1"]) <= 0.05
+
+
+def test_a_long_evaluation_compiles_by_itself(model: nn.Module, noise: data.ImageSet, monkeypatch) -> None:
+    answered: list[int] = []
+    answer = Engine.__call__
+    monkeypatch.setattr(Engine, "__call__", lambda self, x, T: answered.append(len(x)) or answer(self, x, T))
+    monkeypatch.setattr(compiled, "_race", lambda runs: {each: float(each == "plain") for each in runs})
+    evaluate(model.train(), noise, device="cpu")
+    assert answered == []  # a short one does not
+    monkeypatch.setattr(compiled, "_WORTHWHILE_SECONDS", 0.0)
+    evaluate(model, noise, device="cpu", precision="float32")
+    assert answered == []  # nor one that has to be exact
+    evaluate(model, noise, device="cpu")
+    assert sum(answered) == 40
+    assert model.training
+    assert all(part.training for part in model.modules())

@@ -22,7 +22,7 @@ def evaluate(
     device: Device = None,
     batch_size: BatchSize = 500,
     time_steps: TimeSteps = None,
-    precision: Annotated[str, typer.Option(metavar="NAME", help="float32, or bfloat16 (quicker).")] = "float32",
+    precision: Annotated[str, typer.Option(metavar="NAME", help="auto, float32 or bfloat16.")] = "auto",
     json: Json = None,
 ) -> None:
     """Measure accuracy, loss and firing rates on a labelled data set.
@@ -34,18 +34,24 @@ def evaluate(
       s2tdpt evaluate runs/cifar10_fast --data folder:~/pictures@32 --limit 1000
     """
     from s2tdpt.cli import subject
+    from s2tdpt.inference import accelerate
     from s2tdpt.training import evaluate as measured
 
     net, card = subject.load(model, device, time_steps)
     images = subject.load_images(net, card, data, split, data_root, limit)
+    quick = net
+    if precision == "auto":
+        quick, precision = accelerate(net, subject.first_batch(net, images, 4), len(images)), "float32"
     started = time.perf_counter()
-    with options.progress(net, len(images), "evaluating"):
+    with options.progress(quick, len(images), "evaluating"):
         figures = measured.evaluate(
-            net, images, batch_size=batch_size, device=subject.device_of(net), precision=precision
+            quick, images, batch_size=batch_size, device=subject.device_of(net), precision=precision
         )
     seconds = time.perf_counter() - started
     rates = measured.firing_rates(net, subject.first_batch(net, images, min(batch_size, 100)))
-    figures |= rates | {"time_steps": net.time_steps, "images_per_second": len(images) / seconds}
+    precision = getattr(quick, "precision", precision)
+    figures |= rates | {"time_steps": net.time_steps, "precision": precision}
+    figures["images_per_second"] = len(images) / seconds
     with options.saved(json, {"model": model, "data": images.name, "split": split, **figures}):
         print(f"{model} on {images.name} ({split}, {len(images):,} images, T = {net.time_steps})")
         print(f"  top-1 accuracy  {figures['top1']:8.2%}")
@@ -54,7 +60,8 @@ def evaluate(
         if figures["mean_firing_rate"] is not None:
             blocks = ", ".join(f"{rate:.1%}" for rate in figures["attention_firing_rate"])
             print(f"  neurons firing  {figures['mean_firing_rate']:8.2%}   (attention neuron of each block: {blocks})")
-        print(f"  speed           {figures['images_per_second']:8.1f} images/s on {subject.device_of(net)}")
+        where = f"{subject.device_of(net)} in {precision}"
+        print(f"  speed           {figures['images_per_second']:8.1f} images/s on {where}")
 
 
 def predict(
@@ -79,13 +86,15 @@ def predict(
 
     from s2tdpt.cli import subject
     from s2tdpt.errors import DataError
+    from s2tdpt.inference import accelerate
 
     net, card = subject.load(model, device, time_steps)
     classes = subject.classes(net, card)
     answers: list[dict[str, Any]] = []
     unreadable = 0
     paths = subject.expand(files)
-    with options.progress(net, len(paths), "predicting"):
+    quick = accelerate(net, subject.noise(net, 4, *subject.training_data(card)["image_size"]), len(paths))
+    with options.progress(quick, len(paths), "predicting"):
         for start in range(0, len(paths), batch_size):
             pictures: list[tuple[Path, torch.Tensor]] = []
             for path in paths[start : start + batch_size]:
@@ -97,7 +106,7 @@ def predict(
             if pictures:
                 x = subject.normalise(net, card, torch.stack([picture for _, picture in pictures]))
                 with torch.no_grad():
-                    best = net(x).float().softmax(-1).topk(min(top, len(classes)))
+                    best = quick(x).float().softmax(-1).topk(min(top, len(classes)))
                 ranks = zip(pictures, best.values.tolist(), best.indices.tolist(), strict=True)
                 for (path, _), values, indices in ranks:
                     ranked = [{"class": classes[i], "probability": p} for p, i in zip(values, indices, strict=True)]

@@ -85,8 +85,13 @@ def inputs(net: Any, card: dict[str, Any], name: str | None, root: Path | None, 
         return first_batch(net, load_images(net, card, name, "test", root, n), n)
     if net.config.family == "spiking":
         print("warning: untrained weights on random pixels: these firing rates mean nothing", file=sys.stderr)
-    noise = torch.randn(2, net.config.in_channels, 32, 32, generator=torch.Generator().manual_seed(0))
-    return noise.to(device_of(net))
+    return noise(net, 2, 32, 32)
+
+
+def noise(net: Any, n: int, height: int, width: int) -> Tensor:
+    """Random pixels for the model: float32 [n, C, height, width]."""
+    drawn = torch.randn(n, net.config.in_channels, height, width, generator=torch.Generator().manual_seed(0))
+    return drawn.to(device_of(net))
 
 
 def expand(files: Sequence[Path]) -> list[Path]:

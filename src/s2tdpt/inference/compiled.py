@@ -18,6 +18,7 @@ from .synapses import integer_obstacle
 PRECISIONS = ("auto", "float32", "int16", "int8")
 _TIMED_IMAGES = 4
 _ROUNDS = 3
+_FEW = 32
 _WORTHWHILE_SECONDS = 5.0
 
 
@@ -87,7 +88,7 @@ def compile_for_inference(model: nn.Module, *, precision: str = "auto", example:
 
 def accelerate(model: nn.Module, x: Tensor, images: int) -> nn.Module:
     """What answers `images` images like x [B, C, H, W] soonest, compiling included: a compiled model, or `model`."""
-    if x.device.type != "cpu" or obstacle(model) is not None:
+    if images <= _FEW or x.device.type != "cpu" or obstacle(model) is not None:
         return model
     x = x[:_TIMED_IMAGES]
     started = time.perf_counter()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from s2tdpt.data import DeviceLoader, ImageSet
 from s2tdpt.errors import InputError
+from s2tdpt.inference import accelerate
 from s2tdpt.neurons import LIF
 from s2tdpt.training.distributed import Ranks, pick_device
 from s2tdpt.training.step import precise
@@ -23,15 +24,23 @@ def evaluate(
     *,
     batch_size: int = 500,
     device: str | torch.device | None = None,
-    precision: str = "float32",
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Accuracy and mean cross-entropy in evaluation mode: {"top1", "top5", "loss", "n"}, accuracies as fractions.
 
-    The model is moved to `device`. precision "bfloat16" runs products in half precision. With fewer than five classes
-    top5 is 1. Raises `InputError` for an empty set or an unknown precision.
+    The model is moved to `device`. precision "float32" runs it as it is, "bfloat16" its products in half precision;
+    "auto" is "float32", but for a long evaluation on a CPU, which `inference.accelerate` speeds up. With fewer than
+    five classes top5 is 1. Raises `InputError` for an empty set or an unknown precision.
     """
     place = pick_device(device)
-    return evaluate_ranks(model.to(place), data, Ranks(place), batch_size=batch_size, precision=precision)
+    model = model.to(place)
+    with inference(model):
+        if precision == "auto":
+            precision = "float32"
+            if place.type == "cpu" and len(data):
+                loader = DeviceLoader(data.limit(4), 4, device=place, shuffle=False, drop_last=False)
+                model = accelerate(model, next(loader.epoch(0))[0], len(data))
+        return evaluate_ranks(model, data, Ranks(place), batch_size=batch_size, precision=precision)
 
 
 def evaluate_ranks(
