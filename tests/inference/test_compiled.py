@@ -187,6 +187,9 @@ def test_accelerate_only_what_takes_long(model: nn.Module, monkeypatch) -> None:
     monkeypatch.setattr(compiled, "_race", lambda runs: {each: float(each == "plain") for each in runs})
     run = accelerate(model, pictures(), 10**9)
     assert isinstance(run, CompiledModel)
+    monkeypatch.setattr(compiled, "_WORTHWHILE_SECONDS", 0.0)
+    assert accelerate(model, pictures(), 32) is model
+    assert accelerate(model, pictures(), 33) is not model
     twin = create_model("vit_tiny").eval()
     assert accelerate(twin, pictures(), 10**9) is twin
 

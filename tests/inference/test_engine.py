@@ -61,7 +61,7 @@ def test_all_images_at_once_or_in_parts(monkeypatch, integers) -> None:
     model = in_eight_bits(small()).float()
     for precision in ("float32", "int8"):
         compiled = compile_for_inference(model, precision=precision)
-        still, moving = images(7, 3, 8, 12).float(), images(2, 7, 3, 8, 12).float()
+        still, moving = images(7, 3, 8, 12).float(), images(5, 7, 3, 8, 12).float()
         whole = compiled(still), compiled(moving)
         with monkeypatch.context() as patched:
             patched.setattr(engine, "_ELEMENTS", 3 * 12 * 8 * 12)  # three images
@@ -72,12 +72,11 @@ def test_all_images_at_once_or_in_parts(monkeypatch, integers) -> None:
 
 @torch.no_grad()
 def test_autocast_does_not_round_anything() -> None:
-    model, x = small(), images(3, 3, 8, 8)
-    compiled = compile_for_inference(model, precision="float32")
+    x = images(3, 3, 8, 8).float()
+    compiled = compile_for_inference(small().float(), precision="float32")
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(compiled(x), compiled(x.clone()), rtol=0, atol=0)
         found = compiled(x)
-    torch.testing.assert_close(found, model(x), rtol=0, atol=1e-10)
+    assert torch.equal(found, compiled(x))
 
 
 def test_shipped_weights_keep_their_accuracy(integers) -> None:
