@@ -1,0 +1,121 @@
+"""A program: compiles the kernels, as launched on the CPU's tensors, for a GPU that need not be there.
+
+The interpreter knows neither the compiler's types nor a multiprocessor's memory. Prints one line a kernel.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from s2tdpt.ops import StdpWindow
+from s2tdpt.ops.norm_lif import NormLif
+from s2tdpt.ops.norm_lif.triton import norm_lif, unpack
+from s2tdpt.ops.stdp import triton as stdp
+from s2tdpt.ops.stdp.launch import window_table
+from s2tdpt.ops.stdp.tiles import stdp_lif_op
+
+SHARED_MEMORY = 227 * 1024  # of a multiprocessor of compute capability 9.0
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+class Gpu:
+    """What Triton asks a GPU before it compiles for it."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def norm(
+    spec: NormLif, rows: int, channels: int, dtype: torch.dtype = FP32, *, shared: bool = False, residual: bool = False
+) -> Callable[[], None]:
+    """The kernels of one norm with its neuron, forward and backward."""
+
+    def launch() -> None:
+        y = torch.zeros(1 if shared else spec.time_steps, rows, channels, dtype=dtype, requires_grad=True)
+        affine = [torch.zeros(channels) for _ in range(4)]
+        membrane = torch.zeros(spec.time_steps, rows, channels, dtype=dtype) if residual else None
+        spikes, u, _, _, bits = norm_lif(y, *affine, torch.tensor(0.5, requires_grad=True), membrane, spec)
+        sum(x.sum() for x in (spikes, u) if x.numel()).backward()  # type: ignore[union-attr]
+        if spec.bits:
+            unpack(bits, spikes.shape, dtype)
+
+    return launch
+
+
+def attention(queries: int, keys: int, features: int, dtype: torch.dtype) -> Callable[[], None]:
+    def launch() -> None:
+        q, k, v = (torch.zeros(1, 1, n, features, dtype=dtype, requires_grad=True) for n in (queries, keys, keys))
+        stdp.attention(q, k, v, StdpWindow(), 1.0).sum().backward()
+
+    return launch
+
+
+def attention_and_neuron(T: int, B: int, N: int, D: int, dtype: torch.dtype, *, packed: bool) -> Callable[[], None]:
+    def launch() -> None:
+        qkv = torch.zeros(T, B, N, 3 * D, dtype=dtype, requires_grad=True)
+        bits = torch.zeros(T, qkv[0].numel() // 8 if packed else 0, dtype=torch.uint8)
+        table, inv_tau = window_table(StdpWindow(), 1, D, qkv.device), torch.tensor(0.5, requires_grad=packed)
+        spec = NormLif(time_steps=T, training=False)
+        stdp_lif_op(qkv, bits, table, inv_tau, 1.0, 1, *spec.pack())[0].sum().backward()
+
+    return launch
+
+
+PLAIN = NormLif(time_steps=2, training=True, bits=True)
+SOFT = NormLif(time_steps=2, training=True, membrane=True, v_reset=None, surrogate="atan", detach_reset=False)
+CELLS = {
+    "norm": norm(PLAIN, 70, 48, BF16),
+    "norm, one row": norm(replace(PLAIN, time_steps=1), 1, 8),
+    "norm, residual": norm(SOFT, 70, 20, residual=True),
+    "norm, no neuron": norm(replace(SOFT, fire=False, training=False), 9, 16, FP16),
+    "norm, pooled": norm(replace(PLAIN, pool=(4, 6)), 48, 16, BF16, shared=True),
+    "norm, pooled to one place": norm(replace(PLAIN, pool=(1, 2), bits=False), 2, 20, FP32),
+    "tile of one token": attention(1, 1, 8, FP32),
+    "tile": attention(64, 64, 32, BF16),
+    "largest tile": attention(128, 128, 128, BF16),
+    "neuron of one token": attention_and_neuron(1, 1, 1, 8, FP32, packed=False),
+    "tile and neuron": attention_and_neuron(2, 1, 33, 32, BF16, packed=True),
+    "buckets": attention(200, 130, 8, FP32),
+    "one query": attention(1, 130, 20, FP16),
+    "one key": attention(130, 1, 20, FP16),
+    "most buckets": attention(200, 200, 128, BF16),
+}
+
+
+def main() -> int:
+    driver.set_active(Gpu())  # type: ignore[arg-type]
+    run, failed = JITFunction.run, 0
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        if kernel.metadata.shared > SHARED_MEMORY:
+            raise MemoryError(f"{self.__name__} takes {kernel.metadata.shared} bytes of shared memory")
+        return kernel
+
+    JITFunction.run = compile_only  # type: ignore[method-assign]
+    for name, launch in CELLS.items():
+        try:
+            launch()
+            print("compiled", name)
+        except Exception as error:
+            failed += 1
+            print("FAILED", name, f"{type(error).__name__}: {error}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
