@@ -26,6 +26,7 @@ demo: $(VENV)/.demo  ## train a small spiking Transformer on real digits beside 
 
 test: $(VENV)/.test  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),,OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) tests/kernels)
 
 lint: $(VENV)/.lint  ## ruff check, ruff format --check, pyright
 	$(BIN)/ruff check
