@@ -118,4 +118,6 @@ def check(spec: NormLif, inputs: Inputs, *, learn_tau: bool = True) -> None:
     for (name, leaf), g, w in zip(ours.learnt().items(), got, want, strict=True):
         assert g.dtype == leaf.dtype
         cancels = 10 if name == "inv_tau" else 1  # one sum over all neurons
+        if name == "y" and leaf.shape[0] * leaf.shape[1] <= 2:
+            cancels = 10  # of two rows hardly anything is left beside their mean and x̂
         assert_close(g, w, cancels * ROUNDING[leaf.dtype], f"gradient of {name}")

@@ -34,6 +34,7 @@ EVERYTHING = Recipe(
     schedule=ScheduleRecipe("4:20", 0.1, "linear", 0.3, 0.01),
     label_smoothing=0.1,
     ema_decay=0.998,
+    norm_batches=100,
     precision="bfloat16",
     compile=True,
     max_minutes=9.6,
@@ -72,6 +73,8 @@ def test_numbers_and_plans_are_read_as_people_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("norm_batches: -1", "norm_batches: must be at least 0, not -1"),
+        ("norm_batches: 1.5", "norm_batches: must be a whole number, not 1.5"),
         ("optimizer: {lr: -0.1}", "optimizer.lr: must be more than 0, not -0.1"),
         ("optimizer: {lr: .nan}", "optimizer.lr: must be more than 0, not nan"),
         ("optimizer: {lr: .inf}", "optimizer.lr: must be more than 0, not inf"),

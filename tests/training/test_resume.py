@@ -103,6 +103,7 @@ def chain(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "optimizer": {"name": "muon", "lr": 0.02, "weight_decay": 0.01, "clip_grad_norm": 1.0},
             "schedule": {"time_steps": "1:3,2:3"},
             "ema_decay": 0.9,
+            "norm_batches": 3,
             "checkpoint_every_minutes": 0,
         }
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, get_args, get_type_hints
 
 from torch import nn
 
@@ -14,6 +14,8 @@ from ..neurons import LIF, PLIF
 from ..ops.stdp import StdpWindow
 
 NEURONS = {"lif": LIF, "plif": PLIF}
+MIXERS = ("none", "dwconv", "conv")
+"""What mixes neighbouring tokens before a block's MLP or attention: nothing, or a 3x3 convolution of spikes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class ModelConfig:
     """Geometry and constants of a spiking Transformer (family "spiking") or its ANN twin ("ann").
 
     `stem_pool[i]`: a max-pool (3, stride 2) before the stem's convolution i. `gain`: scale of eq. 23 is gain / N.
+    `stage_*`: width, number of blocks and mixer of each stage before the `depth` blocks with attention, on a grid twice
+    as fine as the next one's; `mixer` is that of the blocks with attention. See `MIXERS`.
     """
 
     family: str = "spiking"
@@ -33,6 +37,10 @@ class ModelConfig:
     mlp_ratio: int = 4
     stem_channels: tuple[int, ...] = (48, 96, 192, 384)
     stem_pool: tuple[bool, ...] = (False, False, False, True, True)
+    stage_widths: tuple[int, ...] = ()
+    stage_depths: tuple[int, ...] = ()
+    stage_mixers: tuple[str, ...] = ()
+    mixer: str = "none"
     attention: str = "stdp"
     window: StdpWindow = field(default_factory=StdpWindow)
     gain: float = 8.0
@@ -51,12 +59,26 @@ class ModelConfig:
             raise ModelError(f"model option stem_channels must be at least 1 each, got {self.stem_channels}")
         if len(self.stem_pool) != len(self.stem_channels) + 1 or self.stem_pool[0]:
             raise ModelError("model option stem_pool needs one flag a convolution, the first False")
+        if not len(self.stage_widths) == len(self.stage_depths) == len(self.stage_mixers):
+            raise ModelError("model options stage_widths, stage_depths and stage_mixers need one entry a stage each")
+        if min((*self.stage_widths, *self.stage_depths), default=1) < 1:
+            raise ModelError("model options stage_widths and stage_depths must be at least 1 each")
+        for mixer in (self.mixer, *self.stage_mixers):
+            if mixer not in MIXERS:
+                raise ModelError(f"model option mixer {mixer!r} is unknown: use one of {', '.join(MIXERS)}")
         if self.family not in ("spiking", "ann"):
             raise ModelError(f"model option family {self.family!r} is unknown: use spiking or ann")
+        if self.family == "ann" and (self.stage_widths or self.mixer != "none"):
+            raise ModelError("the ANN twin has neither stages nor mixers: leave out stage_widths and mixer")
         if self.neuron not in NEURONS:
             raise ModelError(f"model option neuron {self.neuron!r} is unknown: use one of {', '.join(NEURONS)}")
         if self.embed_dim % self.num_heads:
             raise ModelError(f"model option embed_dim {self.embed_dim} does not divide into {self.num_heads} heads")
+
+    @property
+    def stem_width(self) -> int:
+        """Channels that the stem's convolutions end with."""
+        return self.stage_widths[0] if self.stage_widths else self.embed_dim
 
     def make_neuron(self, **overrides: object) -> nn.Module:
         """A spiking neuron with this model's constants; a ReLU in the ANN twin."""
@@ -98,10 +120,9 @@ def _typed(name: str, value: Any) -> Any:
             return StdpWindow(**value)
         except InputError as error:
             raise ModelError(str(error)) from error
-    default = getattr(ModelConfig(), name)
-    expected = type(default)
+    expected = type(getattr(ModelConfig(), name))
     if expected is tuple and isinstance(value, (list, tuple)):
-        member = type(default[0])
+        member = get_args(_hints()[name])[0]
         if not all(type(item) is member for item in value):
             raise ModelError(f"model option {name} must be a list of {member.__name__}, got {value!r}")
         return tuple(value)
@@ -110,3 +131,8 @@ def _typed(name: str, value: Any) -> Any:
     if not isinstance(value, expected) and not (name == "v_reset" and value is None):
         raise ModelError(f"model option {name} must be {expected.__name__}, got {value!r}")
     return value
+
+
+@lru_cache(maxsize=1)
+def _hints() -> dict[str, Any]:
+    return get_type_hints(ModelConfig)

@@ -25,9 +25,20 @@ _TINY: dict[str, Any] = {
 }
 _2_512: dict[str, Any] = {"embed_dim": 512, "depth": 2, "num_heads": 8, "stem_channels": (64, 128, 256, 512)}
 
+_H_384: dict[str, Any] = {
+    "depth": 3,
+    "mixer": "dwconv",
+    "stem_channels": (48,),
+    "stem_pool": (False, False),
+    "stage_widths": (96, 192),
+    "stage_depths": (1, 2),
+    "stage_mixers": ("none", "dwconv"),
+}
+
 MODELS: dict[str, ModelConfig] = {
     "s2tdpt_4_384": ModelConfig(),
     "s2tdpt_2_512": ModelConfig(**_2_512),
+    "s2tdpt_h_384": ModelConfig(**_H_384),
     "s2tdpt_tiny": ModelConfig(**_TINY),
     "vit_4_384": ModelConfig(family="ann", time_steps=1),
     "vit_tiny": ModelConfig(family="ann", time_steps=1, **_TINY),

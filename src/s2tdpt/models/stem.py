@@ -19,7 +19,7 @@ class Stem(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        widths = (config.in_channels, *config.stem_channels, config.embed_dim)
+        widths = (config.in_channels, *config.stem_channels, config.stem_width)
         pairs = list(pairwise(widths))
         self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairs)
         self.norm = nn.ModuleList(nn.BatchNorm2d(b) for _, b in pairs)

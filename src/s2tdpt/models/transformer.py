@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from .block import Block
 from .config import ModelConfig
 from .dispatch import use_fused
-from .stem import Stem
+from .stages import build_stem
 
 
 class SpikingTransformer(nn.Module):
@@ -23,7 +23,7 @@ class SpikingTransformer(nn.Module):
         self.config = config
         self.time_steps = config.time_steps
         self.implementation = "auto"
-        self.stem = Stem(config)
+        self.stem = build_stem(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = nn.Linear(config.embed_dim, config.num_classes)
 
@@ -34,8 +34,9 @@ class SpikingTransformer(nn.Module):
 
             return forward_features(self, x)
         u = self.stem(x, self.time_steps)
+        grid = self.stem.grid(*x.shape[-2:])
         for block in self.blocks:
-            u = block(u)
+            u = block(u, grid)
         return u
 
     def forward_head(self, u: Tensor) -> Tensor:

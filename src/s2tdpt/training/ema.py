@@ -54,6 +54,10 @@ class Ema:
         finally:
             self._copy(self._state, own)
 
+    def adopt(self) -> None:
+        """Within `swap`: what the model holds now becomes the average, such as statistics measured for it."""
+        self._copy(self._average, self._live)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by name, and the number of updates."""
         return {**self._average, _UPDATES: torch.tensor(self.updates)}

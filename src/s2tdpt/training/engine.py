@@ -75,9 +75,12 @@ class State:
     elapsed: float = 0.0
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, Any]] = field(default_factory=list)
+    measured: bool = False  # BatchNorm's statistics are those of the end: see `Recipe.norm_batches`
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> State:
+    def from_meta(cls, meta: dict[str, Any]) -> State:
+        """From a checkpoint's JSON values, which hold more, or miss what is newer than they are."""
+        values = {key: meta[key] for key in asdict(cls()) if key in meta}
         return cls(**{**values, "position": Position(**values["position"]), "tally": Tally(**values["tally"])})
 
 
@@ -189,7 +192,10 @@ class Run:
     def _evaluate(self) -> dict[str, Any]:
         if self._results is None or self._results[0] != self.state.step:
             set_time_steps(self.setup.model, self.state.time_steps)  # a run resumed here has not entered a phase
-            self._results = self.state.step, self.setup.evaluate()
+            if self.recipe.norm_batches and self.schedule.finished(self.state.position) and not self.state.measured:
+                self.setup.measure_norms()
+                self.state.measured = True
+            self._results = self.state.step, self.setup.evaluate(measured=self.state.measured)
         return self._results[1]
 
     def _hand_out(self) -> dict[str, Any]:
@@ -262,7 +268,7 @@ class Run:
                 f"{found.path} is of a run with {before} steps an epoch, not {now}: resume with the same data and the "
                 "same number of processes"
             )
-        self.state = State.from_dict({key: found.meta[key] for key in asdict(self.state)})
+        self.state = State.from_meta(found.meta)
         self.setup.model.load_state_dict(found.state["model"])
         self.setup.optimizers.load_state_dict(found.state["optimizer"])
         if self.setup.ema is not None:

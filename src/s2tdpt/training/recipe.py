@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ import dacite
 from s2tdpt.data.augment import Augment
 from s2tdpt.errors import RecipeError
 from s2tdpt.training import _yaml
-from s2tdpt.training.schedule import parse_plan
+from s2tdpt.training._rules import refuse_impossible_values
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,10 @@ class ScheduleRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. Every value is checked on construction; RecipeError names the dotted key."""
+    """One training run. Every value is checked on construction; RecipeError names the dotted key.
+
+    What each option does and costs is written down in docs/training.md.
+    """
 
     name: str
     model: ModelRecipe
@@ -77,6 +78,7 @@ class Recipe:
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
+    norm_batches: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     cuda_graph: bool = True
@@ -87,7 +89,7 @@ class Recipe:
     checkpoint_every_minutes: float = 2.0
 
     def __post_init__(self) -> None:
-        _refuse_impossible_values(self)
+        refuse_impossible_values(self)
 
     @classmethod
     def from_dict(cls, values: Any) -> Recipe:
@@ -180,65 +182,6 @@ def _find(path_or_name: str | Path) -> Path:
     names = list_recipes()
     hint = _suggest(path.name, names) or f" (there are: {', '.join(names)})"
     raise RecipeError(f"{path.name}: no such recipe{hint}")
-
-
-_Rule = tuple[str, Callable[[Any], bool]]
-_AT_LEAST_0: _Rule = ("at least 0", lambda value: value >= 0)
-_AT_LEAST_1: _Rule = ("at least 1", lambda value: value >= 1)
-_POSITIVE: _Rule = ("more than 0", lambda value: value > 0)
-_BELOW_1: _Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
-_FRACTION: _Rule = ("between 0 and 1", lambda value: 0 <= value <= 1)
-_PLAN: _Rule = ("a plan like '1:190,4:11' (time steps:epochs, both at least 1)", lambda value: _is_plan(value))
-_RULES: dict[str, _Rule] = {
-    "name": ("some text", lambda value: bool(value.strip())),
-    "data.batch_size": _AT_LEAST_1,
-    "data.eval_batch_size": _AT_LEAST_1,
-    "data.holdout": _AT_LEAST_0,
-    "optimizer.lr": _POSITIVE,
-    "optimizer.weight_decay": _AT_LEAST_0,
-    "optimizer.betas": _BELOW_1,
-    "optimizer.adamw_lr": _POSITIVE,
-    "optimizer.momentum": _BELOW_1,
-    "optimizer.ns_steps": _AT_LEAST_1,
-    "optimizer.clip_grad_norm": _POSITIVE,
-    "schedule.time_steps": _PLAN,
-    "schedule.warmup": _BELOW_1,
-    "schedule.switch_lr": _FRACTION,
-    "schedule.final_lr": _FRACTION,
-    "label_smoothing": _BELOW_1,
-    "ema_decay": _BELOW_1,
-    "max_minutes": _POSITIVE,
-    "seed": _AT_LEAST_0,
-    "eval_every": _AT_LEAST_1,
-    "checkpoint_every_minutes": _AT_LEAST_0,
-}
-
-
-_DECIDED_BY = {
-    "name": "model.name",
-    "attention": "model.attention",
-    "time_steps": "schedule.time_steps",
-    "num_classes": "the data",
-    "in_channels": "the data",
-}
-
-
-def _refuse_impossible_values(recipe: Recipe) -> None:
-    for key in recipe.model.options:
-        if key in _DECIDED_BY:
-            raise RecipeError(f"model.options.{key}: {_DECIDED_BY[key]} decides it: remove it")
-    for key, (wanted, holds) in _RULES.items():
-        value = attrgetter(key)(recipe)
-        for part in value if isinstance(value, tuple) else [value]:
-            if part is not None and not (holds(part) and part != math.inf):
-                raise RecipeError(f"{key}: must be {wanted}, not {part!r}")
-
-
-def _is_plan(text: str) -> bool:
-    try:
-        return bool(parse_plan(text))
-    except RecipeError:
-        return False
 
 
 def _as_float(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from s2tdpt.training.evaluate import evaluate_ranks, firing_rates
 from s2tdpt.training.optim import Optimizers, build_optimizer
 from s2tdpt.training.recipe import Recipe
 from s2tdpt.training.schedule import Schedule, parse_plan
-from s2tdpt.training.step import TrainStep, memory_advice, precise
+from s2tdpt.training.step import TrainStep, memory_advice, precise, reestimate_batch_norm
 
 RATE_IMAGES = 500  # firing rates are measured on so many of the evaluation images
 PROBE_IMAGES = 100  # the time of an evaluation is estimated from so many
@@ -78,22 +79,49 @@ class Setup:
             setup.schedule = Schedule(recipe, loader.steps_per_epoch, reserve_seconds=reserve)
         return setup
 
-    def evaluate(self) -> dict[str, Any]:
+    def measure_norms(self) -> None:
+        """Give the weights, and their average, BatchNorm statistics of their own: see `norm_batches`, which is > 0."""
+        with memory_advice(self.recipe, "training"):
+            self._measure(self.recipe.norm_batches)
+            if self.ema is not None:
+                with self.ema.swap():
+                    self._measure(self.recipe.norm_batches)
+                    self.ema.adopt()
+
+    def evaluate(self, *, measured: bool) -> dict[str, Any]:
         """Scores of the weights as they are ("last") and of their average ("ema"), and firing rates ("rates").
 
-        The rates are those of the weights that the run hands out: the average where there is one.
+        The rates are those of the weights that the run hands out: the average where there is one. `measured`: after
+        `measure_norms`. Before, averaged statistics do not fit the averaged weights: these get their own for the while.
         """
         with memory_advice(self.recipe, "evaluation"):
             results: dict[str, Any] = {"last": self._score(self.eval_set)}
             if self.ema is None:
                 return {**results, "rates": self._rates()}
             with self.ema.swap():
+                if self.recipe.norm_batches and not measured:
+                    self._measure(self.recipe.norm_batches)
                 return {**results, "ema": self._score(self.eval_set), "rates": self._rates()}
 
     def _score(self, data: ImageSet) -> dict[str, Any]:
         self.ranks.broadcast_(list(self.model.buffers()))  # BatchNorm's statistics are each rank's own; 0's are kept
         batch_size, precision = self.recipe.data.eval_batch_size, self.recipe.precision
         return evaluate_ranks(self.model, data, self.ranks, batch_size=batch_size, precision=precision)
+
+    def _measure(self, batches: int) -> None:
+        """BatchNorm statistics as plain means over `batches` clean batches of training images; at most one epoch."""
+        clean = DeviceLoader(
+            self.loader.data,
+            self.recipe.data.batch_size,
+            device=self.ranks.device,
+            seed=self.recipe.seed,
+            shuffle=True,
+            drop_last=True,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+        images = (x for x, _ in islice(clean.epoch(0), batches))
+        reestimate_batch_norm(self.model, images, self.ranks.device, self.recipe.precision)
 
     def _rates(self) -> dict[str, Any]:
         images = min(RATE_IMAGES, self.recipe.data.eval_batch_size, len(self.eval_set))
@@ -102,13 +130,29 @@ class Setup:
             return {**firing_rates(self.model, x), "firing_images": images}
 
     def _evaluation_seconds(self) -> float:
-        """Estimate of what evaluation and saving take at the end of the run; the same on every rank."""
+        """Estimate of what statistics, evaluation and saving take at the end of the run; the same on every rank."""
         probe = self.eval_set.limit(PROBE_IMAGES)
         self._score(probe)
         begun = time.monotonic()
         self._score(probe)
         once = (time.monotonic() - begun) * math.ceil(len(self.eval_set) / len(probe))
+        once += self._norm_seconds()
         return self.ranks.from_main([once * (1 if self.ema is None else 2) + 1.0])[0]
+
+    def _norm_seconds(self) -> float:
+        """Estimate of what `norm_batches` take."""
+        batches = min(self.recipe.norm_batches, self.loader.steps_per_epoch)
+        if not batches:
+            return 0.0
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        self._measure(1)
+        begun = time.monotonic()
+        self._measure(1)
+        next(self.model.parameters()).sum().item()  # waits for the device
+        once = time.monotonic() - begun
+        for buffer, value in kept:
+            buffer.copy_(value)
+        return once * batches
 
 
 def load_sets(recipe: Recipe, ranks: Ranks, data_root: Path | None, progress: bool) -> tuple[ImageSet, ImageSet, str]:

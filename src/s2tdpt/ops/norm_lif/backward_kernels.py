@@ -33,19 +33,18 @@ def _pooled_gradient(
 
 @triton.jit
 def backward_kernel(
-    y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, sums, partial, out,
-    M, rows_per_program, n_out, count, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, partial, dx_out,
+    M, rows_per_program, n_out, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     HP: tl.constexpr, WP: tl.constexpr,
-    T: tl.constexpr, SHARED: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr,
-    HAS_MEMBRANE: tl.constexpr, GRAD_MEMBRANE: tl.constexpr, FIRE: tl.constexpr, POOL: tl.constexpr,
-    APPLY: tl.constexpr,
+    T: tl.constexpr, SHARED: tl.constexpr, EPS: tl.constexpr,
+    MEMBRANE: tl.constexpr, FIRE: tl.constexpr, POOL: tl.constexpr,
     THRESHOLD: tl.constexpr, REST: tl.constexpr, SOFT: tl.constexpr, DECAY_INPUT: tl.constexpr, DETACH: tl.constexpr,
     ALPHA: tl.constexpr, ATAN: tl.constexpr, GRAD_TAU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Backward through the neuron; two passes over the same tile.
+    """Backward through the neuron: dx, the gradient of the normalised current, is stored.
 
-    APPLY = 0: partial sums over rows of dx and dx·x̂ (and of ∂/∂(1/τ)); where the membrane is an output, dx is stored.
-    APPLY = 1: dy = a·(dx − mean(dx) − x̂·mean(dx·x̂)) with the finished sums.
+    Beside it the partial sums over rows of dx, dx·x̂ and ∂/∂(1/τ). A static image without a membrane (SHARED)
+    has one dx, summed over T.
     """
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     p = tl.program_id(1)
@@ -55,11 +54,6 @@ def backward_kernel(
     sum_dx = tl.zeros([BM, BC], tl.float32)
     sum_dxy = tl.zeros([BM, BC], tl.float32)
     sum_tau = tl.zeros([BM, BC], tl.float32)
-    by_y = tl.zeros([BC], tl.float32)  # dy = a·dx + by_y·(y − μ) + constant
-    constant = tl.zeros([BC], tl.float32)
-    if APPLY and TRAINING:
-        by_y = -a * rstd * tl.load(sums + C + c, mask=in_c, other=0.0) / count
-        constant = -a * tl.load(sums + c, mask=in_c, other=0.0) / count
     row = tl.arange(0, BM)
     place = row[:, None] * C + c[None, :]
     wide = tl.full([], C, tl.int64)  # 64 bits: rows times C may pass 2³¹
@@ -69,17 +63,20 @@ def backward_kernel(
     for r in range(start, stop, BM):
         mask = (row < stop - r)[:, None] & in_c[None, :]
         first = wide * r
+        centred = ()
         charged = ()
         before = ()
         inputs = ()
         v = tl.full([BM, BC], REST, tl.float32)
-        if FIRE:
-            for t in tl.static_range(T):
-                if HAS_MEMBRANE:
+        for t in tl.static_range(T):
+            if t == 0 or not SHARED:
+                seen = tl.load(y + (t * n + first) + place, mask=mask, other=0.0).to(tl.float32)
+                centred = centred + (seen - mu[None, :],)
+            if FIRE:
+                if MEMBRANE:
                     x = tl.load(membrane + (t * n + first) + place, mask=mask, other=0.0).to(tl.float32)
                 else:
-                    at = y + ((0 if SHARED else t) * n + first) + place
-                    x = tl.load(at, mask=mask, other=0.0).to(tl.float32) * a[None, :] + b[None, :]
+                    x = seen * a[None, :] + b[None, :]
                 h = _charge(v, x, k, REST, DECAY_INPUT)
                 if GRAD_TAU:
                     before = before + (v,)
@@ -107,53 +104,75 @@ def backward_kernel(
                     if DECAY_INPUT:
                         by_tau += inputs[T - 1 - back]
                     sum_tau += tl.where(mask, grad_h * by_tau, 0.0)
-            if GRAD_MEMBRANE:
+            if MEMBRANE:
                 dx += tl.load(grad_membrane + shift + place, mask=mask, other=0.0).to(tl.float32)
-            if HAS_MEMBRANE:
-                tl.store(out + shift + place, dx.to(out.dtype.element_ty), mask=mask)
             if SHARED:
                 shared_dx += dx
             else:
-                d = tl.load(y + shift + place, mask=mask, other=0.0).to(tl.float32) - mu[None, :]
-                if APPLY:
-                    dy = dx * a[None, :] + (d * by_y[None, :] + constant[None, :])
-                    tl.store(out + shift + place, dy.to(out.dtype.element_ty), mask=mask)
-                else:
-                    sum_dx += dx
-                    sum_dxy += dx * d
+                sum_dx += dx
+                sum_dxy += dx * centred[T - 1 - back]
+            if MEMBRANE or not SHARED:
+                tl.store(dx_out + shift + place, dx.to(dx_out.dtype.element_ty), mask=mask)
         if SHARED:
-            d = tl.load(y + first + place, mask=mask, other=0.0).to(tl.float32) - mu[None, :]
-            if APPLY:
-                dy = shared_dx * a[None, :] + (d * by_y[None, :] + constant[None, :])
-                tl.store(out + first + place, dy.to(out.dtype.element_ty), mask=mask)
-            else:
-                sum_dx += shared_dx
-                sum_dxy += shared_dx * d
-    if APPLY == 0:
-        tl.store(partial + (p * 3) * C + c, tl.sum(sum_dx, 0), mask=in_c)
-        tl.store(partial + (p * 3 + 1) * C + c, tl.sum(sum_dxy, 0) * rstd, mask=in_c)
-        tl.store(partial + (p * 3 + 2) * C + c, tl.sum(sum_tau, 0), mask=in_c)
+            sum_dx += shared_dx
+            sum_dxy += shared_dx * centred[0]
+            if not MEMBRANE:
+                tl.store(dx_out + first + place, shared_dx.to(dx_out.dtype.element_ty), mask=mask)
+    tl.store(partial + (p * 3) * C + c, tl.sum(sum_dx, 0), mask=in_c)
+    tl.store(partial + (p * 3 + 1) * C + c, tl.sum(sum_dxy, 0) * rstd, mask=in_c)
+    tl.store(partial + (p * 3 + 2) * C + c, tl.sum(sum_tau, 0), mask=in_c)
+
+
+@triton.jit
+def backward_sum_kernel(
+    partial, weight, mean, var, sums, factors, programs, count,
+    C: tl.constexpr, EPS: tl.constexpr, TRAINING: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Finished sums [3, C], and by them the factors [3, C] of dy = f₀·dx + f₁·y + f₂."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    in_c = c < C
+    dx = tl.zeros([BP, BC], tl.float32)
+    dxy = tl.zeros([BP, BC], tl.float32)
+    tau = tl.zeros([BP, BC], tl.float32)
+    for i in range(0, programs, BP):
+        p = i + tl.arange(0, BP)
+        at = partial + (p * 3)[:, None] * C + c[None, :]
+        mask = (p < programs)[:, None] & in_c[None, :]
+        dx += tl.load(at, mask=mask, other=0.0)
+        dxy += tl.load(at + C, mask=mask, other=0.0)
+        tau += tl.load(at + 2 * C, mask=mask, other=0.0)
+    sum_dx = tl.sum(dx, 0)
+    sum_dxy = tl.sum(dxy, 0)
+    tl.store(sums + c, sum_dx, mask=in_c)
+    tl.store(sums + C + c, sum_dxy, mask=in_c)
+    tl.store(sums + 2 * C + c, tl.sum(tau, 0), mask=in_c)
+    mu = tl.load(mean + c, mask=in_c, other=0.0)
+    rstd = 1.0 / tl.sqrt(tl.load(var + c, mask=in_c, other=1.0) + EPS)
+    a = tl.load(weight + c, mask=in_c, other=0.0) * rstd
+    by_y = tl.zeros([BC], tl.float32)
+    constant = tl.zeros([BC], tl.float32)
+    if TRAINING:
+        by_y = -a * rstd * sum_dxy / count
+        constant = -a * sum_dx / count - by_y * mu
+    tl.store(factors + c, a, mask=in_c)
+    tl.store(factors + C + c, by_y, mask=in_c)
+    tl.store(factors + 2 * C + c, constant, mask=in_c)
 
 
 @triton.jit
 def backward_norm_kernel(
-    y, weight, mean, var, dx, sums, out, n, count, C: tl.constexpr, T: tl.constexpr, SHARED: tl.constexpr,
-    EPS: tl.constexpr, TRAINING: tl.constexpr, BLOCK: tl.constexpr,
+    y, dx, factors, out, n, C: tl.constexpr, T: tl.constexpr, SHARED: tl.constexpr, TRAINING: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """dy from stored dx [T, M, C]: a·(dx − mean(dx) − x̂·mean(dx·x̂)); SHARED sums dx over T first."""
+    """dy = a·(dx − mean(dx) − x̂·mean(dx·x̂)) from stored dx [T, M, C], perhaps in place; SHARED sums dx over T first."""
     first = tl.program_id(0).to(tl.int64) * BLOCK
     n += first * 0  # 64 bits: T·n may pass 2³¹
     offset = first + tl.arange(0, BLOCK)
     mask = offset < n
     c = offset % C
-    mu = tl.load(mean + c, mask=mask, other=0.0)
-    rstd = 1.0 / tl.sqrt(tl.load(var + c, mask=mask, other=1.0) + EPS)
-    a = tl.load(weight + c, mask=mask, other=0.0) * rstd
-    by_y = tl.zeros([BLOCK], tl.float32)
-    constant = tl.zeros([BLOCK], tl.float32)
-    if TRAINING:
-        by_y = -a * rstd * tl.load(sums + C + c, mask=mask, other=0.0) / count
-        constant = -a * tl.load(sums + c, mask=mask, other=0.0) / count
+    a = tl.load(factors + c, mask=mask, other=0.0)
+    by_y = tl.load(factors + C + c, mask=mask, other=0.0)
+    constant = tl.load(factors + 2 * C + c, mask=mask, other=0.0)
     total = tl.zeros([BLOCK], tl.float32)
     for t in tl.static_range(T):
         d = tl.load(dx + t * n + offset, mask=mask, other=0.0).to(tl.float32)
@@ -162,10 +181,10 @@ def backward_norm_kernel(
         else:
             dy = d * a
             if TRAINING:
-                dy += (tl.load(y + t * n + offset, mask=mask, other=0.0).to(tl.float32) - mu) * by_y + constant
+                dy += tl.load(y + t * n + offset, mask=mask, other=0.0).to(tl.float32) * by_y + constant
             tl.store(out + t * n + offset, dy.to(out.dtype.element_ty), mask=mask)
     if SHARED:
         dy = total * a
         if TRAINING:
-            dy += (tl.load(y + offset, mask=mask, other=0.0).to(tl.float32) - mu) * by_y + constant
+            dy += tl.load(y + offset, mask=mask, other=0.0).to(tl.float32) * by_y + constant
         tl.store(out + offset, dy.to(out.dtype.element_ty), mask=mask)

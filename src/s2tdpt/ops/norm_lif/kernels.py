@@ -83,19 +83,6 @@ def stats_finish_kernel(y, partial, mean, var, rows, programs, C: tl.constexpr, 
 
 
 @triton.jit
-def sum_finish_kernel(partial, out, programs, width, BP: tl.constexpr, BC: tl.constexpr):
-    """out[w] = Σ_p partial[p, w]."""
-    w = tl.program_id(0) * BC + tl.arange(0, BC)
-    in_w = w < width
-    total = tl.zeros([BP, BC], tl.float32)
-    for i in range(0, programs, BP):
-        p = i + tl.arange(0, BP)
-        mask = (p < programs)[:, None] & in_w[None, :]
-        total += tl.load(partial + p[:, None] * width + w[None, :], mask=mask, other=0.0)
-    tl.store(out + w, tl.sum(total, 0), mask=in_w)
-
-
-@triton.jit
 def _affine(weight, bias, mean, var, c, in_c, EPS: tl.constexpr):
     """BN as a·y + b: a = γ·rstd, b = β − μ·a; and rstd, μ."""
     mu = tl.load(mean + c, mask=in_c, other=0.0)

@@ -141,32 +141,25 @@ def norm_lif_backward_op(
     BM, BC = _tile(C, _BACKWARD_TILE)
     programs, per_program = _split(M, C, BM, BC)
     partial = torch.empty(programs, 3, C, device=y.device, dtype=torch.float32)
+    factors = torch.empty_like(sums)
     H, W = spec.pool or (1, 1)
-    n_out = grad_spikes.numel() // T
-    count = float(y.shape[0] * M)
-    options = {
-        "C": C, "H": H, "W": W, "HP": _pooled(H), "WP": _pooled(W), "T": T, "SHARED": shared, "EPS": spec.eps,
-        "TRAINING": spec.training, "HAS_MEMBRANE": spec.membrane, "GRAD_MEMBRANE": spec.membrane,
-        "FIRE": spec.fire, "POOL": spec.pool is not None, "DETACH": spec.detach_reset, "ALPHA": spec.alpha,
-        "ATAN": spec.surrogate == "atan", "GRAD_TAU": learn_tau, "BM": BM, "BC": BC, **_constants(spec),
-    }  # fmt: skip
-    grid = (triton.cdiv(C, BC), programs)
-
-    def backward(out: Tensor, apply: bool) -> None:
-        backward_kernels.backward_kernel[grid](
-            y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, sums, partial, out,
-            M, per_program, n_out, count, APPLY=apply, num_warps=_BACKWARD_WARPS, **options,
-        )  # fmt: skip
-
-    backward(grad_x if spec.membrane else grad_y, apply=False)
-    kernels.sum_finish_kernel[(triton.cdiv(3 * C, 16),)](partial, sums, programs, 3 * C, BP=64, BC=16)
-    if spec.membrane:
-        backward_kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
-            y, weight, mean, var, grad_x, sums, grad_y, M * C, count,
-            C=C, T=T, SHARED=shared, EPS=spec.eps, TRAINING=spec.training, BLOCK=_BLOCK,
-        )  # fmt: skip
-    else:
-        backward(grad_y, apply=True)
+    dx = grad_x if spec.membrane else grad_y  # in the dtype of y
+    backward_kernels.backward_kernel[(triton.cdiv(C, BC), programs)](
+        y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, partial, dx,
+        M, per_program, grad_spikes.numel() // T, C=C, H=H, W=W, HP=_pooled(H), WP=_pooled(W), T=T, SHARED=shared,
+        EPS=spec.eps, MEMBRANE=spec.membrane, FIRE=spec.fire, POOL=spec.pool is not None, DETACH=spec.detach_reset,
+        ALPHA=spec.alpha, ATAN=spec.surrogate == "atan", GRAD_TAU=learn_tau, BM=BM, BC=BC, num_warps=_BACKWARD_WARPS,
+        **_constants(spec),
+    )  # fmt: skip
+    backward_kernels.backward_sum_kernel[(triton.cdiv(C, 16),)](
+        partial, weight, mean, var, sums, factors, programs, float(y.shape[0] * M),
+        C=C, EPS=spec.eps, TRAINING=spec.training, BP=64, BC=16,
+    )  # fmt: skip
+    summed = shared and spec.membrane
+    backward_kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
+        y, dx, factors, grad_y, M * C, C=C, T=T if summed else y.shape[0], SHARED=summed, TRAINING=spec.training,
+        BLOCK=_BLOCK,
+    )  # fmt: skip
     return grad_y, grad_x, sums
 
 
