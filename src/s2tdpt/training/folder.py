@@ -133,12 +133,13 @@ def summarise(setup: Setup, state: Mapping[str, Any], results: Mapping[str, Any]
         "epochs": len(state["history"]),
         "steps": state["step"],
         "train_seconds": state["elapsed"],
+        **({} if setup.distillation is None else {"distill": setup.distillation.source}),
         **provenance(setup.ranks.device, setup.ranks.world_size),
     }
 
 
 def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Hardware, versions, and the commit if the package is used from a git checkout."""
+    """Hardware, versions, and the commit: that of the checkout, or where there is no git, S2TDPT_COMMIT."""
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
     hardware: dict[str, Any] = {"device": name, "count": world_size, "cpu_threads": torch.get_num_threads()}
@@ -154,7 +155,7 @@ def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this file is tracked in ("-dirty" if changed), or None."""
+    """Commit of the checkout that this file is tracked in ("-dirty" if changed); else S2TDPT_COMMIT, or None."""
 
     def git(*arguments: str) -> str:
         here = os.path.dirname(os.path.abspath(__file__))
@@ -165,4 +166,4 @@ def _commit() -> str | None:
         git("ls-files", "--error-unmatch", os.path.basename(__file__))
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("S2TDPT_COMMIT")

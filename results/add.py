@@ -1,0 +1,127 @@
+"""Takes finished runs into results/ and their rows into accuracy.csv: python -m results.add RUN …
+
+RUN is the folder that `s2tdpt train` wrote. Its recipe, log and metrics are copied to results/RECIPE/seedN, with
+measured.json where `python -m results.measure RUN` has been there; the row is appended, or replaced. Then
+`python -m results.tables` and `python -m results.plots` bring tables and pictures up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from results import rows
+from s2tdpt.errors import DataError, RecipeError, S2tdptError
+from s2tdpt.training.checkpoint import write_atomic
+from s2tdpt.training.folder import LOG, METRICS, RECIPE, first_difference
+from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="a run's folder, here or under results/")
+    parser.add_argument("--commit", help="that trained it, where metrics.json does not say (default: $S2TDPT_COMMIT)")
+    parser.add_argument("--goal", help="row of the table in docs/accuracy.md that the run counts for; '' for none")
+    parser.add_argument("--variant", help="name of the run, where it departs from recipes/RECIPE.yaml")
+    parser.add_argument("--ablation", metavar="ITEM", help="the run belongs to the ablation, under this name")
+    parser.add_argument("--command", help="that trained it (default: found by comparing with recipes/RECIPE.yaml)")
+    parser.add_argument("--note", help="what else is to be known of the run")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="what results.measure wrote on another machine")
+    parser.add_argument("--all", action="store_true", help="only write the CSV files anew, from all runs in results/")
+    parser.add_argument("--results", type=Path, default=rows.RESULTS, metavar="FOLDER", help=argparse.SUPPRESS)
+    asked = parser.parse_args(argv)
+    if not asked.runs and not asked.all:
+        parser.error("name at least one RUN, or --all")
+    try:
+        for run in asked.runs:
+            print(take(run, asked.results, asked))
+        rows.update(asked.results)
+    except (S2tdptError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
+    """Copy what is kept of a run to its place under `root`, and say so in one line."""
+    metrics = rows.read_json(run / METRICS)
+    if not metrics:
+        raise DataError(f"{run} holds no {METRICS}: it is no finished run")
+    recipe = load_recipe(run / RECIPE)
+    place = _place(run, root, recipe, asked)
+    before = rows.read_json(place / rows.PROVENANCE)
+    known = {"goal": before.get("goal", "")} | rows.read_json(run / rows.PROVENANCE)
+    given = {"goal": asked.goal, "note": asked.note, "commit": asked.commit, "command": asked.command}
+    known |= {key: value for key, value in given.items() if value is not None}
+    known["commit"] = known.get("commit") or metrics["commit"] or os.environ.get("S2TDPT_COMMIT")
+    if not known["commit"]:
+        raise DataError(f"{run} does not say which commit trained it: name it with --commit")
+    known["command"] = known.get("command") or command(recipe, place)
+    measured = rows.read_json(asked.measured or run / rows.MEASURED)
+    measured.pop("confusion", None)  # of the files that ship only
+    files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
+    files[rows.PROVENANCE] = _json({key: value for key, value in known.items() if value != ""})
+    if measured:
+        files[rows.MEASURED] = _json(measured)
+    verb = "replaced" if (place / METRICS).exists() else "added"
+    place.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(place / name, content)
+    row = rows.from_folder(place, root)
+    return f"{verb} {row.run}: {row.top1_last:.2%} on {row.data} ({row.evaluated_on}), {row.minutes:.1f} minutes"
+
+
+def command(recipe: Recipe, place: Path) -> str:
+    """The command line that trains `recipe`: by the name of a recipe that ships and what differs from it.
+
+    Where that cannot be said, by the file kept in `place`, which is RECIPE/RUN under results/.
+    """
+    if recipe.name in list_recipes():
+        base = load_recipe(recipe.name)
+        changes = list(_changes(base.to_dict(), recipe.replace(seed=base.seed).to_dict()))
+        words = ["s2tdpt", "train", recipe.name, "--seed", str(recipe.seed)]
+        try:
+            if base.replace(**parse_overrides(changes), seed=recipe.seed) == recipe:
+                return shlex.join(words + [word for change in changes for word in ("--set", change)])
+        except RecipeError:
+            pass
+    return shlex.join(["s2tdpt", "train", f"results/{place.parent.name}/{place.name}/{RECIPE}"])
+
+
+def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace) -> Path:
+    """Where a run is kept; a run that is there already stays there."""
+    if run.resolve().parents[1] == root.resolve():
+        return run
+    if asked.ablation:
+        return root / rows.ABLATION_RUNS / f"{asked.ablation}-seed{recipe.seed}"
+    if recipe.name in list_recipes() and not asked.variant:
+        base = load_recipe(recipe.name)
+        difference = first_difference(base.replace(seed=recipe.seed), recipe)
+        if difference is not None:
+            shipped = f"recipes/{recipe.name}.yaml"
+            raise DataError(f"{run} departs from {shipped} in {difference}: name it with --variant (or --ablation)")
+    return root / recipe.name / "-".join(filter(None, [asked.variant, f"seed{recipe.seed}"]))
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """KEY=VALUE for every value that is another, values as YAML takes them."""
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(value, Mapping) and value and isinstance(old, Mapping | None):
+            yield from _changes(old or {}, value, f"{prefix}{key}.")
+        elif value != old or key not in before:
+            yield f"{prefix}{key}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def _json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Runs enter results/ by one command, once, with everything that is needed to do them again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from results import add, rows
+from s2tdpt.training.recipe import load_recipe, parse_overrides
+
+MEASURED = {
+    "top1": 0.93,
+    "energy_mj": 0.4321987,
+    "energy_table": "paper",
+    "energy_images": 200,
+    "synaptic_firing_rate": 0.15,
+    "mean_firing_rate": 0.12,
+    "attention_firing_rate": [0.3, 0.2],
+    "confusion": [[1, 2], [3, 4]],
+}
+
+
+def table(root: Path, name: str = "accuracy.csv") -> list[dict[str, str]]:
+    with (root / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def test_a_run_becomes_a_row(make_run, root: Path) -> None:
+    run = make_run("one", seed=1, max_minutes=8.5, measured=MEASURED)
+    assert add.main([str(run), "--goal", "1", "--results", str(root)]) == 0
+    (row,) = table(root)
+    expected = {
+        "run": "cifar10_fast/seed1",
+        "goal": "1",
+        "variant": "",
+        "seed": "1",
+        "epochs": "3",
+        "time_steps": "4",
+        "evaluated_on": "test",
+        "precision": "bfloat16",
+        "top1_last": "0.94",
+        "top1_ema": "",
+        "top1_best_epoch": "0.95",
+        "top1_float32": "0.93",
+        "top5": "0.99",
+        "synaptic_firing_rate": "0.15",
+        "mean_firing_rate": "0.12",
+        "attention_firing_rate": "0.3 0.2",
+        "energy_mj": "0.4322",
+        "minutes": "1.5",
+        "hardware": "Abacus",
+        "versions": "s2tdpt 0.1.0, torch 2.13.0",
+        "commit": "abcdef1",
+        "command": "s2tdpt train cifar10_fast --seed 1 --set max_minutes=8.5",
+    }
+    assert {key: row[key] for key in expected} == expected
+    assert "paper table" in row["energy_rule"]
+    assert "200 images" in row["energy_rule"]
+    kept = {path.name for path in (root / "cifar10_fast/seed1").iterdir()}
+    assert kept == {"recipe.yaml", "log.csv", "metrics.json", "provenance.json", "measured.json"}
+    assert "confusion" not in json.loads((root / "cifar10_fast/seed1/measured.json").read_text())
+
+
+def test_rows_are_read_back(make_run, root: Path) -> None:
+    for seed in (10, 2):
+        run = make_run(f"run{seed}", seed=seed, measured=MEASURED)
+        add.main([str(run), "--results", str(root)])
+    again = rows.read(root / "accuracy.csv")
+    assert [row.run for row in again] == ["cifar10_fast/seed2", "cifar10_fast/seed10"]
+    assert again[0].attention_firing_rate == (0.3, 0.2)
+    assert again[0].top1_ema is None
+    assert rows.to_text(again) == (root / "accuracy.csv").read_text()
+
+
+def test_adding_again_replaces(make_run, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add.main([str(make_run("first", commit=None)), "--commit", "1234567", "--goal", "2", "--results", str(root)])
+    once = (root / "accuracy.csv").read_text()
+    for again in (str(root / "cifar10_fast/seed0"), "--all"):  # what was said of the run stays known
+        assert add.main([again, "--results", str(root)]) == 0
+        assert (root / "accuracy.csv").read_text() == once
+    add.main([str(make_run("second", top1=0.5)), "--results", str(root)])
+    (row,) = table(root)
+    assert (row["top1_last"], row["goal"], row["commit"]) == ("0.5", "2", "abcdef1")
+    add.main([str(root / "cifar10_fast/seed0"), "--goal", "", "--results", str(root)])
+    assert table(root)[0]["goal"] == ""
+    assert capsys.readouterr().out.startswith("added cifar10_fast/seed0: 94.00% on cifar10")
+
+
+def test_the_commit_has_to_be_known(make_run, root: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("S2TDPT_COMMIT", raising=False)
+    run = make_run("one", commit=None)
+    assert add.main([str(run), "--results", str(root)]) == 2
+    assert "--commit" in capsys.readouterr().err
+    assert not (root / "cifar10_fast").exists()
+    monkeypatch.setenv("S2TDPT_COMMIT", "7654321")
+    assert add.main([str(run), "--results", str(root)]) == 0
+    assert table(root)[0]["commit"] == "7654321"
+
+
+def test_another_recipe_needs_a_name(make_run, root: Path, capsys) -> None:
+    run = make_run("one", **{"optimizer.lr": 0.5})
+    assert add.main([str(run), "--results", str(root)]) == 2
+    assert "optimizer.lr" in capsys.readouterr().err
+    assert add.main([str(run), "--variant", "bold", "--results", str(root)]) == 0
+    (row,) = table(root)
+    assert (row["run"], row["variant"]) == ("cifar10_fast/bold-seed0", "bold")
+    assert row["command"] == "s2tdpt train cifar10_fast --seed 0 --set optimizer.lr=0.5"
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path, root: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert add.main([str(tmp_path / "empty"), "--results", str(root)]) == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+def test_ablation_runs_have_a_table_of_their_own(make_run, root: Path) -> None:
+    add.main([str(make_run("main")), "--results", str(root)])
+    run = make_run("adamw", seed=1, **{"optimizer.name": "adamw", "data.holdout": 5000})
+    assert add.main([str(run), "--ablation", "AdamW", "--results", str(root)]) == 0
+    assert [row["run"] for row in table(root)] == ["cifar10_fast/seed0"]
+    (row,) = table(root, "ablation.csv")
+    assert (row["run"], row["variant"], row["evaluated_on"]) == ("ablation/AdamW-seed1", "AdamW", "holdout")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"seed": 3, "max_minutes": None, "schedule.time_steps": "1:2"},
+        {"model.options.neuron": "plif", "model.options.window.a_plus": [0.1, 0.2]},
+        {"augment.randaugment.operations": "geometric5", "optimizer.betas": [0.5, 0.9], "name": "cifar10_fast"},
+    ],
+)
+def test_the_command_trains_the_same_recipe(changes: dict, tmp_path: Path) -> None:
+    recipe = load_recipe("cifar10_fast").replace(**changes)
+    program, verb, name, *options = shlex.split(add.command(recipe, tmp_path))
+    assert (program, verb, name) == ("s2tdpt", "train", "cifar10_fast")
+    sets = [value for flag, value in zip(options[::2], options[1::2], strict=True) if flag == "--set"]
+    seed = int(options[options.index("--seed") + 1])
+    assert load_recipe(name).replace(**parse_overrides(sets), seed=seed) == recipe
+
+
+def test_a_recipe_that_does_not_ship_is_named_by_its_file(tmp_path: Path) -> None:
+    recipe = load_recipe("cifar10_fast").replace(name="mine")
+    assert add.command(recipe, tmp_path / "mine/seed0") == "s2tdpt train results/mine/seed0/recipe.yaml"

@@ -1,0 +1,32 @@
+"""Where a run came from: the commit is that of the checkout, or what the environment says where there is no git."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+import torch
+
+from s2tdpt.training import folder
+
+
+def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_git(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    monkeypatch.setenv("S2TDPT_COMMIT", "1234567")
+    assert folder.provenance(torch.device("cpu"), 1)["commit"] == "1234567"
+    monkeypatch.delenv("S2TDPT_COMMIT")
+    assert folder.provenance(torch.device("cpu"), 1)["commit"] is None
+
+
+def test_commit_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(command: list[str], **_: Any) -> Any:
+        answer = "0123abc-dirty\n" if "describe" in command else "folder.py\n"
+        return subprocess.CompletedProcess(command, 0, answer, "")
+
+    monkeypatch.setattr(subprocess, "run", git)
+    monkeypatch.setenv("S2TDPT_COMMIT", "1234567")
+    assert folder.provenance(torch.device("cpu"), 1)["commit"] == "0123abc-dirty"
