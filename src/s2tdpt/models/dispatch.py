@@ -18,7 +18,8 @@ from ..neurons import LIF, PLIF
 from ..normalisation import BatchNorm
 from ..ops import observe
 from ..ops.stdp.limits import FEATURES, fits_tile
-from .block import Block, SpikingMLP
+from .block import Block, LocalBlock, LocalMixer, SpikingMLP
+from .stages import Downsample, HierarchicalStem, Stage
 from .stem import Stem
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 IMPLEMENTATIONS = ("auto", "plain", "fused")
 _NORMS = (BatchNorm, nn.BatchNorm2d)
-_FUSED = (Stem, Block, SpikingMLP, STDPAttention, LIF, PLIF, *_NORMS, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList)
+_OURS = (Stem, HierarchicalStem, Stage, Downsample, LocalBlock, Block, LocalMixer, SpikingMLP, STDPAttention, LIF, PLIF)
+_FUSED = (*_OURS, *_NORMS, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList)
 
 
 def use_fused(model: SpikingTransformer, x: Tensor) -> bool:

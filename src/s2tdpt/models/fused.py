@@ -9,6 +9,7 @@ adds the residual, fires over all T steps and pools. `transformer.py` is the rea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -22,8 +23,9 @@ from ..ops.norm_lif import NormLif
 from ..ops.norm_lif.triton import norm_lif
 from ..ops.stdp.launch import window_table
 from ..ops.stdp.tiles import stdp_lif_op
-from ..ops.synapses import Conv3x3, LinearBeforeNorm
-from .block import Block
+from ..ops.synapses import ConvBeforeNorm, DepthwiseBeforeNorm, LinearBeforeNorm
+from .block import Block, Grid, LocalBlock, LocalMixer
+from .stages import Downsample, HierarchicalStem, Stage
 
 if TYPE_CHECKING:
     from .transformer import SpikingTransformer
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 Spikes = tuple[Tensor, Tensor]
 """Spikes [T, M, C], and the same packed into bits: what the backward pass keeps. Empty where nothing is kept."""
+_Part = Block | LocalBlock | Downsample
 
 
 def forward_features(model: SpikingTransformer, x: Tensor) -> Tensor:
@@ -43,38 +46,76 @@ class _FusedForward:
 
     def __init__(self, model: SpikingTransformer, x: Tensor) -> None:
         model.stem.check(x)
-        self.stem, self.blocks = model.stem, [cast(Block, b) for b in model.blocks]
+        self.stem = model.stem
+        grid = self.stem.grid(*x.shape[-2:])
+        self.parts: list[tuple[_Part, Grid]] = [*_stages(self.stem, x), *((cast(Block, b), grid) for b in model.blocks)]
         self.static = x.ndim == 4
         self.T, self.batch = (model.time_steps, x.shape[0]) if self.static else (x.shape[0], x.shape[1])
         self.statistics: list[tuple[nn.BatchNorm1d, Tensor, Tensor, int]] = []
 
     def run(self, x: Tensor) -> Tensor:
-        spikes, u = self._embed(x if self.static else x.flatten(0, 1))
-        neurons = [cast(LIF, b.neuron) for b in self.blocks[1:]]
-        for block, next_neuron in zip(self.blocks, [*neurons, None], strict=True):
-            attn, mlp = block.attn, block.mlp
-            y = self._linear(attn.proj, self._attend(cast(STDPAttention, attn), spikes), before=attn.proj_norm)
-            spikes, u = self._fire(attn.proj_norm, y, mlp.neuron1, after=attn.proj, residual=u, membrane=True)
-            y = self._linear(mlp.fc1, spikes, before=mlp.norm1)
-            hidden, _ = self._fire(mlp.norm1, y, mlp.neuron2, after=mlp.fc1)
-            y = self._linear(mlp.fc2, hidden, before=mlp.norm2)
-            spikes, u = self._fire(mlp.norm2, y, next_neuron, after=mlp.fc2, residual=u, membrane=True)
+        first, *later = [_first_neuron(part) for part, _ in self.parts]
+        spikes, u = self._embed(x if self.static else x.flatten(0, 1), first)
+        for (part, grid), neuron in zip(self.parts, [*later, None], strict=True):
+            if isinstance(part, Downsample):
+                spikes, u = self._downsample(part, spikes, grid, neuron)
+            else:
+                spikes, u = self._block(part, spikes, u, grid, neuron)
         self._update_running_statistics()
         return u.view(self.T, self.batch, -1, u.shape[-1])
 
-    def _embed(self, images: Tensor) -> tuple[Spikes, Tensor]:
-        """The stem: spikes into the first block, and U₀."""
+    def _embed(self, images: Tensor, then: nn.Module) -> tuple[Spikes, Tensor]:
+        """The stem's convolutions: spikes of the neuron after them, and its membrane."""
         stem = self.stem
         y = stem.conv[0](images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         for i, neuron in enumerate(stem.neuron, start=1):
             height, width = y.shape[1:3]
             pool = (height, width) if stem.pooled[i] else None
-            (spikes, bits), _ = self._fire(stem.norm[i - 1], self._rows(y), neuron, pool=pool)
+            spikes, _ = self._fire(stem.norm[i - 1], self._rows(y), neuron, pool=pool)
             if pool:
                 height, width = (height + 1) // 2, (width + 1) // 2
-            seen = spikes.view(-1, height, width, spikes.shape[-1])
-            y = cast(Tensor, Conv3x3.apply(seen, bits, cast(nn.Conv2d, stem.conv[i]).weight))
-        return self._fire(stem.norm[-1], self._rows(y), self.blocks[0].neuron, membrane=True)
+            y = self._convolve(stem.conv[i], spikes, (height, width))
+        return self._fire(stem.norm[-1], self._rows(y), then, membrane=True)
+
+    def _downsample(
+        self, down: Downsample, spikes: Spikes, grid: Grid, then: nn.Module | None
+    ) -> tuple[Spikes, Tensor]:
+        shortcut = self._rows(self._convolve(down.shortcut, spikes, grid))
+        _, residual = self._fire(down.shortcut_norm, shortcut, None, membrane=True)
+        y = self._rows(self._convolve(down.conv1, spikes, grid))
+        pooled, _ = self._fire(down.norm1, y, down.neuron1, pool=grid)
+        y = self._rows(self._convolve(down.conv2, pooled, ((grid[0] + 1) // 2, (grid[1] + 1) // 2)))
+        return self._fire(down.norm2, y, then, residual=residual, membrane=True)
+
+    def _block(
+        self, block: Block | LocalBlock, spikes: Spikes, u: Tensor, grid: Grid, then: nn.Module | None
+    ) -> tuple[Spikes, Tensor]:
+        mlp = block.mlp
+        if block.mixer is not None:
+            neuron = block.neuron if isinstance(block, Block) else mlp.neuron1
+            spikes, u = self._mix(block.mixer, spikes, u, grid, neuron)
+        if isinstance(block, Block):
+            attn = block.attn
+            y = self._linear(attn.proj, self._attend(cast(STDPAttention, attn), spikes), before=attn.proj_norm)
+            spikes, u = self._fire(attn.proj_norm, y, mlp.neuron1, after=attn.proj, residual=u, membrane=True)
+        y = self._linear(mlp.fc1, spikes, before=mlp.norm1)
+        hidden, _ = self._fire(mlp.norm1, y, mlp.neuron2, after=mlp.fc1)
+        y = self._linear(mlp.fc2, hidden, before=mlp.norm2)
+        return self._fire(mlp.norm2, y, then, after=mlp.fc2, residual=u, membrane=True)
+
+    def _mix(self, mixer: LocalMixer, spikes: Spikes, u: Tensor, grid: Grid, then: nn.Module) -> tuple[Spikes, Tensor]:
+        if mixer.conv.groups == 1:
+            y = self._convolve(mixer.conv, spikes, grid)
+        else:
+            seen = spikes[0].view(-1, *grid, u.shape[-1])
+            y = cast(Tensor, DepthwiseBeforeNorm.apply(seen, spikes[1], mixer.conv.weight))
+        return self._fire(mixer.norm, self._rows(y), then, residual=u, membrane=True)
+
+    def _convolve(self, layer: nn.Module, spikes: Spikes, grid: Grid) -> Tensor:
+        """Images [T · B, H', W', C'] of spikes [T, M, C] on a grid."""
+        conv, (fired, bits) = cast(nn.Conv2d, layer), spikes
+        images = fired.view(-1, *grid, fired.shape[-1])
+        return cast(Tensor, ConvBeforeNorm.apply(images, bits, conv.weight, conv.stride[0], conv.padding[0]))
 
     def _rows(self, y: Tensor) -> Tensor:
         """Images [T · B or B, H, W, C] as [T or 1, M, C]: a static image passes the first convolution once."""
@@ -134,6 +175,22 @@ class _FusedForward:
             torch._foreach_lerp_([n.running_mean for n in norms], means, momentum)
             torch._foreach_lerp_([n.running_var for n in norms], unbiased, momentum)
             torch._foreach_add_([n.num_batches_tracked for n in norms], 1)
+
+
+def _stages(stem: nn.Module, x: Tensor) -> Iterator[tuple[_Part, Grid]]:
+    if isinstance(stem, HierarchicalStem):
+        for stage, grid in zip(stem.stages, stem.grids(*x.shape[-2:]), strict=True):
+            for part in (*cast(Stage, stage).blocks, cast(Stage, stage).down):
+                yield cast(_Part, part), grid
+
+
+def _first_neuron(part: _Part) -> nn.Module:
+    """The neuron that fires on the membrane that comes in."""
+    if isinstance(part, Downsample):
+        return part.neuron
+    if part.mixer is not None:
+        return part.mixer.neuron
+    return part.neuron if isinstance(part, Block) else part.mlp.neuron1
 
 
 def _spec(neuron: LIF | None, time_steps: int) -> NormLif:

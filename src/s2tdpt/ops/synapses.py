@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .depthwise.triton import depthwise, depthwise_weight
 from .norm_lif.triton import unpack
 
 
@@ -40,26 +41,42 @@ class LinearBeforeNorm(torch.autograd.Function):
         return grad @ weight, None, grad_weight.to(ctx.weight_dtype), grad_bias, None
 
 
-class Conv3x3(torch.autograd.Function):
-    """Convolution (3x3, padding 1, no bias) of spikes [B, H, W, C], channels last in memory: [B, H, W, C']."""
+class ConvBeforeNorm(torch.autograd.Function):
+    """Convolution without bias of spikes [B, H, W, C], channels last in memory: [B, H', W', C']."""
 
     @staticmethod
-    def forward(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor) -> Tensor:
-        ctx.weight_dtype = weight.dtype
+    def forward(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.weight_dtype, ctx.stride, ctx.padding = weight.dtype, stride, padding
         weight = weight.to(spikes.dtype, memory_format=torch.channels_last)
         _keep(ctx, spikes, bits, weight)
-        return F.conv2d(spikes.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+        return F.conv2d(spikes.permute(0, 3, 1, 2), weight, stride=stride, padding=padding).permute(0, 2, 3, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         spikes, weight = _kept(ctx)
         grad, x = (t.permute(0, 3, 1, 2) for t in (grads[0], spikes))
         mask = [ctx.needs_input_grad[0], True, False]
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
-        )
+        geometry = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *geometry, mask)
         grad_spikes = None if grad_x is None else grad_x.permute(0, 2, 3, 1)
-        return grad_spikes, None, grad_weight.to(ctx.weight_dtype)
+        return grad_spikes, None, grad_weight.to(ctx.weight_dtype), None, None
+
+
+class DepthwiseBeforeNorm(torch.autograd.Function):
+    """Depth-wise 3x3 convolution (padding 1, no bias) of spikes [B, H, W, C]: the same shape."""
+
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor) -> Tensor:
+        weight = weight.contiguous()
+        _keep(ctx, spikes, bits, weight)
+        return depthwise(spikes, weight, False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_weight = depthwise_weight(grad, kept, ctx.packed)
+        return depthwise(grad, weight, True), None, grad_weight.to(weight.dtype)
 
 
 def _keep(ctx: Any, spikes: Tensor, bits: Tensor, weight: Tensor) -> None:

@@ -1,0 +1,1 @@
+"""Depth-wise 3x3 convolution of spikes with channels last: forward, backward, and the weights' gradient from bits."""
