@@ -1,0 +1,156 @@
+"""Launching the kernels on packed spikes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from . import edge_kernels, kernels
+from ..stdp.launch import width
+from .neuron import Constants
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows, columns and depth of a program's product, its warps and the tiles on their way."""
+
+    bm: int = 64
+    bn: int = 64
+    bk: int = 64
+    warps: int = 4
+    stages: int = 4
+
+    def options(self) -> dict[str, Any]:
+        return {"BM": self.bm, "BN": self.bn, "BK": self.bk, "STAGES": self.stages, "num_warps": self.warps}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A layer in 8 bits: levels int8 [N, K] or [N, 3, 3, C], float32 scale and bias [N]: scale * (levels . x) + bias."""
+
+    levels: Tensor
+    scale: Tensor
+    bias: Tensor
+
+
+def _fire(neuron: Constants | None) -> dict[str, Any]:
+    if neuron is None:
+        return {"decay": 0.0, "threshold": 0.0, "soft": 0.0, "FIRE": False, "SOFT": False}
+    return {
+        "decay": neuron.decay, "threshold": neuron.threshold, "soft": neuron.soft or 0.0,
+        "FIRE": True, "SOFT": neuron.soft is not None,
+    }  # fmt: skip
+
+
+def _outputs(like: Tensor, shape: tuple[int, ...], neuron: Constants | None) -> Tensor:
+    return like.new_empty(shape if neuron is not None else 0)
+
+
+def linear(
+    x: Tensor, weight: Weight, neuron: Constants | None, time_steps: int, membrane: Tensor | None = None,
+    *, tile: Tile | None = None,
+) -> Tensor:  # fmt: skip
+    """Packed spikes [M, N] of the neuron behind a linear layer, of packed spikes x [M, K].
+
+    With `membrane` [T, M, N] the layer's result is added to it in place, and the neuron fires from the sum.
+    """
+    M, K = x.shape
+    N = len(weight.scale)
+    tile = tile or Tile()
+    spikes = _outputs(x, (M, N), neuron)
+    u = x if membrane is None else membrane
+    grid = (triton.cdiv(M, tile.bm) * triton.cdiv(N, tile.bn),)
+    kernels.linear_kernel[grid](
+        x, weight.levels, weight.scale, weight.bias, u, u, spikes, M, M * N, N=N, K=K, T=time_steps,
+        RESIDUAL=membrane is not None, MEMBRANE=membrane is not None, **_fire(neuron), **tile.options(),
+    )  # fmt: skip
+    return spikes
+
+
+def conv(
+    x: Tensor, weight: Weight, neuron: Constants | None, time_steps: int, membrane: Tensor | None = None,
+    *, tile: Tile | None = None,
+) -> Tensor:  # fmt: skip
+    """Packed spikes [B, H, W, N] of the neuron behind a 3x3 convolution (padding 1) of packed x [B, H, W, C].
+
+    `membrane` [T, B * H * W, N] takes the convolution's result.
+    """
+    B, H, W, C = x.shape
+    N, M = len(weight.scale), B * H * W
+    tile = tile or Tile()
+    spikes = _outputs(x, (B, H, W, N), neuron)
+    grid = (triton.cdiv(M, tile.bm) * triton.cdiv(N, tile.bn),)
+    kernels.conv_kernel[grid](
+        x, weight.levels, weight.scale, weight.bias, x if membrane is None else membrane, spikes, M, M * N,
+        H=H, W=W, N=N, C=C, T=time_steps, MEMBRANE=membrane is not None, **_fire(neuron), **tile.options(),
+    )  # fmt: skip
+    return spikes
+
+
+def pixels(
+    x: Tensor, weight: Weight, neuron: Constants | None, time_steps: int, membrane: Tensor | None = None
+) -> Tensor:
+    """Packed spikes [B, H, W, N] of the neuron behind a 3x3 convolution (padding 1) of float32 images.
+
+    x is [B, C, H, W], shown at all steps, or [T, B, C, H, W]; `weight.levels` is float32 [9 * C, N]. `membrane`
+    [T, B * H * W, N] takes the convolution's result.
+    """
+    shared = x.ndim == 4
+    x = x.unsqueeze(0) if shared else x
+    _, B, C, H, W = x.shape
+    N, M = len(weight.scale), B * H * W
+    bm, bn = 64, min(64, max(16, triton.next_power_of_2(N)))
+    spikes = torch.empty((B, H, W, N) if neuron is not None else 0, dtype=torch.int8, device=x.device)
+    grid = (triton.cdiv(M, bm) * triton.cdiv(N, bn),)
+    edge_kernels.pixels_kernel[grid](
+        x, weight.levels, weight.scale, weight.bias, x if membrane is None else membrane, spikes, M, M * N,
+        **{k: v for k, v in _fire(neuron).items() if k in ("decay", "threshold", "soft")},
+        stride_t=x.stride(0), stride_b=x.stride(1), stride_c=x.stride(2), stride_h=x.stride(3), stride_w=x.stride(4),
+        H=H, W=W, N=N, C=C, T=time_steps, SHARED=shared, MEMBRANE=membrane is not None, FIRE=neuron is not None,
+        SOFT=neuron is not None and neuron.soft is not None, BM=bm, BN=bn,
+        BK=min(32, max(16, triton.next_power_of_2(9 * C))),
+    )  # fmt: skip
+    return spikes
+
+
+def pool(x: Tensor) -> Tensor:
+    """Max-pool (3, stride 2, padding 1) of packed spikes [B, H, W, C]."""
+    B, H, W, C = x.shape
+    out = x.new_empty(B, (H + 1) // 2, (W + 1) // 2, C)
+    words = (torch.int32 if C % 4 == 0 else torch.int8,)
+    source, target = x.view(*words), out.view(*words)
+    count = target.numel()
+    edge_kernels.pool_kernel[(triton.cdiv(count, 512),)](
+        source, target, count, C=source.shape[3], H=H, W=W, HP=out.shape[1], WP=out.shape[2], BLOCK=512
+    )
+    return out
+
+
+def stdp(
+    qkv: Tensor, window: Tensor, scale: float, neuron: Constants, num_heads: int, time_steps: int, tokens: int
+) -> Tensor:
+    """Packed spikes [B * N, D] of the neuron behind STDP attention, of packed qkv [B * N, 3 * D]; N <= 128."""
+    M, D3 = qkv.shape
+    features = D3 // (3 * num_heads)
+    out = qkv.new_empty(M, D3 // 3)
+    options = _fire(neuron)
+    del options["FIRE"]
+    edge_kernels.stdp_kernel[(M // tokens * num_heads,)](
+        qkv, out, window, scale, N=tokens, H=num_heads, D=features, T=time_steps, BN=width(tokens),
+        BD=width(features), DOT=triton.language.float16, **options,
+    )  # fmt: skip
+    return out
+
+
+def mean(u: Tensor, tokens: int) -> Tensor:
+    """Mean over steps and tokens, float32 [B, C], of membranes [T, B * N, C]."""
+    T, M, C = u.shape
+    out = torch.empty(M // tokens, C, dtype=torch.float32, device=u.device)
+    edge_kernels.mean_kernel[(M // tokens, triton.cdiv(C, 128))](
+        u, out, tokens, M * C, 1 / (T * tokens), C=C, T=T, BN=32, BC=128
+    )
+    return out
