@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from s2tdpt.data import load
+from s2tdpt.models import create_model, save_weights
 from s2tdpt.training.recipe import Recipe
 
 TRAIN, TEST, SIDE = 12, 6, 8  # pictures a class, pixels
@@ -44,3 +47,17 @@ def tiny(pictures: Path) -> Recipe:
             "ema_decay": 0.8,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def teacher(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an ANN twin that has opinions on the tiny pictures, as a finished run leaves them."""
+    torch.manual_seed(5)
+    model = create_model("vit_tiny", num_classes=2, **{**GEOMETRY, "depth": 2})
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    data = load(f"folder:{pictures}", "train", progress=False)
+    card = {"name": data.name, "mean": list(data.mean), "std": list(data.std), "classes": list(data.classes)}
+    path = tmp_path_factory.mktemp("teacher") / "model"
+    save_weights(model, path, meta={"model": "vit_tiny", "data": {**card, "image_size": [SIDE, SIDE]}})
+    return path.with_suffix(".safetensors")

@@ -102,7 +102,7 @@ with join("cpu") as ranks:
 
 
 @pytest.fixture(scope="module")
-def two(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def two(pictures: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found."""
     folder = tmp_path_factory.mktemp("two")
     recipe = Recipe.from_dict(
@@ -114,6 +114,8 @@ def two(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[s
             "optimizer": {"lr": 0.01, "clip_grad_norm": 0.5},
             "schedule": {"time_steps": "1:2,2:1"},
             "ema_decay": 0.9,
+            "norm_batches": 2,
+            "distill": {"teacher": str(teacher)},
             "checkpoint_every_minutes": 0,
         }
     )

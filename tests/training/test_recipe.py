@@ -8,6 +8,7 @@ from s2tdpt.data.augment import Augment, RandAugment
 from s2tdpt.errors import RecipeError
 from s2tdpt.training.recipe import (
     DataRecipe,
+    DistillRecipe,
     ModelRecipe,
     OptimizerRecipe,
     Recipe,
@@ -35,6 +36,7 @@ EVERYTHING = Recipe(
     label_smoothing=0.1,
     ema_decay=0.998,
     norm_batches=100,
+    distill=DistillRecipe("vit_4_384.cifar10", 0.7, 4.0),
     precision="bfloat16",
     compile=True,
     max_minutes=9.6,
@@ -73,6 +75,12 @@ def test_numbers_and_plans_are_read_as_people_write_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("distill: {weight: 0.5}", "distill.teacher: missing"),
+        ("distill: {teacher: ''}", "distill.teacher: must be some text, not ''"),
+        ("distill: {teacher: a, weight: 1.5}", "distill.weight: must be between 0 and 1, not 1.5"),
+        ("distill: {teacher: a, temperature: 0}", "distill.temperature: must be more than 0, not 0.0"),
+        ("distill: {teacher: a, temprature: 1}", "distill.temprature: unknown key (did you mean temperature?)"),
+        ("distill: vit", "distill: must be a mapping with teacher, weight, temperature or null, not 'vit'"),
         ("norm_batches: -1", "norm_batches: must be at least 0, not -1"),
         ("norm_batches: 1.5", "norm_batches: must be a whole number, not 1.5"),
         ("optimizer: {lr: -0.1}", "optimizer.lr: must be more than 0, not -0.1"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from s2tdpt.errors import RecipeError
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from s2tdpt.training.recipe import Recipe
 
 _Rule = tuple[str, Callable[[Any], bool]]
+_TEXT: _Rule = ("some text", lambda value: bool(value.strip()))
 _AT_LEAST_0: _Rule = ("at least 0", lambda value: value >= 0)
 _AT_LEAST_1: _Rule = ("at least 1", lambda value: value >= 1)
 _POSITIVE: _Rule = ("more than 0", lambda value: value > 0)
@@ -21,7 +21,7 @@ _BELOW_1: _Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
 _FRACTION: _Rule = ("between 0 and 1", lambda value: 0 <= value <= 1)
 _PLAN: _Rule = ("a plan like '1:190,4:11' (time steps:epochs, both at least 1)", lambda value: _is_plan(value))
 _RULES: dict[str, _Rule] = {
-    "name": ("some text", lambda value: bool(value.strip())),
+    "name": _TEXT,
     "data.batch_size": _AT_LEAST_1,
     "data.eval_batch_size": _AT_LEAST_1,
     "data.holdout": _AT_LEAST_0,
@@ -39,6 +39,9 @@ _RULES: dict[str, _Rule] = {
     "label_smoothing": _BELOW_1,
     "ema_decay": _BELOW_1,
     "norm_batches": _AT_LEAST_0,
+    "distill.teacher": _TEXT,
+    "distill.weight": _FRACTION,
+    "distill.temperature": _POSITIVE,
     "max_minutes": _POSITIVE,
     "seed": _AT_LEAST_0,
     "eval_every": _AT_LEAST_1,
@@ -61,7 +64,9 @@ def refuse_impossible_values(recipe: Recipe) -> None:
         if key in _DECIDED_BY:
             raise RecipeError(f"model.options.{key}: {_DECIDED_BY[key]} decides it: remove it")
     for key, (wanted, holds) in _RULES.items():
-        value = attrgetter(key)(recipe)
+        value: Any = recipe
+        for name in key.split("."):
+            value = None if value is None else getattr(value, name)
         for part in value if isinstance(value, tuple) else [value]:
             if part is not None and not (holds(part) and part != math.inf):
                 raise RecipeError(f"{key}: must be {wanted}, not {part!r}")

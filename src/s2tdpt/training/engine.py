@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from s2tdpt.training.logging import Board, Progress, clock, describe, log_text
 from s2tdpt.training.recipe import Recipe
 from s2tdpt.training.schedule import Position
 from s2tdpt.training.setup import Setup
+from s2tdpt.training.state import State, Tally, restore, save
 from s2tdpt.training.step import memory_advice, numerics, reestimate_batch_norm, set_time_steps
 
 NORM_BATCHES = 20  # batches behind the BatchNorm statistics after a change of T
@@ -52,36 +53,6 @@ def train(
                 return run.run()
             finally:
                 run.close()
-
-
-@dataclass
-class Tally:
-    """What is known of the epoch under way."""
-
-    epoch: int = 0
-    steps: int = 0
-    loss_sum: float = 0.0
-    lr: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass
-class State:
-    """What a run needs to go on, beside its tensors; `elapsed` is its age in seconds, over all resumptions."""
-
-    step: int = 0
-    position: Position = field(default_factory=Position)
-    time_steps: int = 0
-    elapsed: float = 0.0
-    tally: Tally = field(default_factory=Tally)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    measured: bool = False  # BatchNorm's statistics are those of the end: see `Recipe.norm_batches`
-
-    @classmethod
-    def from_meta(cls, meta: dict[str, Any]) -> State:
-        """From a checkpoint's JSON values, which hold more, or miss what is newer than they are."""
-        values = {key: meta[key] for key in asdict(cls()) if key in meta}
-        return cls(**{**values, "position": Position(**values["position"]), "tally": Tally(**values["tally"])})
 
 
 class Run:
@@ -247,11 +218,7 @@ class Run:
         setup = self.setup
         if not setup.train_step.finite_weights():
             raise self._diverged(f"a weight is not finite after step {self.state.step}")
-        tensors = {"model": setup.model.state_dict(), "optimizer": setup.optimizers.state_dict()}
-        if setup.ema is not None:
-            tensors["ema"] = setup.ema.state_dict()
-        meta = {**asdict(self.state), "steps_per_epoch": setup.loader.steps_per_epoch, "recipe": self.recipe.to_dict()}
-        path = self.ranks.on_main(lambda: checkpoint.save(self.out / folder.CHECKPOINT, tensors, meta))
+        path = save(self.out / folder.CHECKPOINT, setup, self.state)
         self.saved = self.state.step, path or self.out
         self._saved_at = self._mark = time.monotonic()
 
@@ -262,17 +229,7 @@ class Run:
             raise CheckpointError(f"rank 0 sees another checkpoint in {self.out}: it has to be one shared folder")
         if found is None:
             return
-        before, now = found.meta["steps_per_epoch"], self.setup.loader.steps_per_epoch
-        if before != now:
-            raise CheckpointError(
-                f"{found.path} is of a run with {before} steps an epoch, not {now}: resume with the same data and the "
-                "same number of processes"
-            )
-        self.state = State.from_meta(found.meta)
-        self.setup.model.load_state_dict(found.state["model"])
-        self.setup.optimizers.load_state_dict(found.state["optimizer"])
-        if self.setup.ema is not None:
-            self.setup.ema.load_state_dict(found.state["ema"])
+        self.state = restore(found, self.setup)
         self.saved = step, found.path
 
     def _elapsed(self) -> float:

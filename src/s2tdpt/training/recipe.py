@@ -64,6 +64,15 @@ class ScheduleRecipe:
 
 
 @dataclass(frozen=True)
+class DistillRecipe:
+    """A trained teacher (MODEL.TAG, a run's folder or a .safetensors file), and how much of the loss is its."""
+
+    teacher: str
+    weight: float = 0.5
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run. Every value is checked on construction; RecipeError names the dotted key.
 
@@ -79,6 +88,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     norm_batches: int = 0
+    distill: DistillRecipe | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     cuda_graph: bool = True

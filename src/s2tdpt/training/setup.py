@@ -15,6 +15,7 @@ from torch import nn
 from s2tdpt.data import Augment, DeviceLoader, ImageSet, load
 from s2tdpt.errors import RecipeError
 from s2tdpt.models import create_model
+from s2tdpt.training.distill import Distillation, load_distillation
 from s2tdpt.training.distributed import Ranks
 from s2tdpt.training.ema import Ema
 from s2tdpt.training.evaluate import evaluate_ranks, firing_rates
@@ -41,6 +42,7 @@ class Setup:
     ema: Ema | None
     train_step: TrainStep
     schedule: Schedule
+    distillation: Distillation | None = None
 
     @classmethod
     def build(cls, recipe: Recipe, ranks: Ranks, data_root: Path | None, progress: bool) -> Setup:
@@ -63,10 +65,12 @@ class Setup:
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         optimizers = build_optimizer(model, recipe.optimizer)
         ema = Ema(model, recipe.ema_decay) if recipe.ema_decay > 0 else None
-        train_step = TrainStep(model, optimizers, recipe, ranks)
+        distillation = load_distillation(recipe.distill, train_set, ranks.device) if recipe.distill else None
+        train_step = TrainStep(model, optimizers, recipe, ranks, distillation)
         schedule = Schedule(recipe, loader.steps_per_epoch)
         eval_set = eval_set.to(ranks.device)
-        setup = cls(recipe, ranks, loader, eval_set, evaluated_on, model, optimizers, ema, train_step, schedule)
+        parts = (loader, eval_set, evaluated_on, model, optimizers, ema, train_step, schedule, distillation)
+        setup = cls(recipe, ranks, *parts)
         if recipe.compile or train_step.graph is not None:
             with memory_advice(recipe, "training"):
                 train_step.warm_up(*next(loader.epoch(0)), dict.fromkeys(p.time_steps for p in schedule.phases))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from s2tdpt.errors import TrainingError
+from s2tdpt.training.distill import Distillation
 from s2tdpt.training.distributed import Ranks
 from s2tdpt.training.graph import GraphedStep
 from s2tdpt.training.optim import Optimizers
@@ -28,26 +29,39 @@ def precise(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Loss(nn.Module):
-    """Model and cross-entropy as one module: what is compiled, and what data parallelism wraps."""
+    """Model, teacher and cross-entropy as one module: what is compiled, and what data parallelism wraps."""
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+    def __init__(
+        self, model: nn.Module, device: torch.device, precision: str, distillation: Distillation | None = None
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.distillation = model, distillation
         self.device, self.precision = device, precision
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Mean loss of images [B, C, H, W] against classes [B] or soft labels [B, K]."""
         with precise(self.device, self.precision):
             logits = self.model(x)
-        return F.cross_entropy(logits.float(), target)
+            opinion = None if self.distillation is None else self.distillation.ask(x)
+        loss = F.cross_entropy(logits.float(), target)
+        if self.distillation is None or opinion is None:
+            return loss
+        return self.distillation(loss, logits, opinion)
 
 
 class TrainStep:
     """Forward, backward and update. What each step gave stays on the device until `take_report` fetches all at once."""
 
-    def __init__(self, model: nn.Module, optimizers: Optimizers, recipe: Recipe, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Optimizers,
+        recipe: Recipe,
+        ranks: Ranks,
+        distillation: Distillation | None = None,
+    ) -> None:
         self.model, self.optimizers, self.recipe, self.ranks = model, optimizers, recipe, ranks
-        loss = Loss(model, ranks.device, recipe.precision)
+        loss = Loss(model, ranks.device, recipe.precision, distillation)
         if recipe.compile:
             torch._dynamo.reset()  # models of earlier runs count towards its limit of variants
             loss.compile(dynamic=False)
