@@ -1,1 +1,1 @@
-"""What was measured with this library: runs, their table and pictures, and the weights that ship. Part of a checkout."""
+"""Part of a checkout: what was measured of runs, its tables and pictures, and how weights are made ready to ship."""

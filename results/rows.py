@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,7 @@ def from_folder(folder: Path, root: Path) -> Row:
 def collect(root: Path) -> tuple[list[Row], list[Row]]:
     """Rows of all runs under `root`, in order: those of accuracy.csv, and those of the ablation."""
     folders = [file.parent for file in root.glob(f"*/*/{METRICS}")]
-    rows = sorted((from_folder(folder, root) for folder in folders), key=lambda row: _in_order(row.run))
+    rows = sorted((from_folder(folder, root) for folder in folders), key=_in_order)
     ablation = [row for row in rows if row.run.startswith(f"{ABLATION_RUNS}/")]
     return [row for row in rows if row not in ablation], ablation
 
@@ -163,8 +163,10 @@ def _variant(name: str) -> str:
     return re.sub(r"-?seed\d+$", "", name)
 
 
-def _in_order(run: str) -> Sequence[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", run)]
+def _in_order(row: Row) -> tuple[list[tuple[int, str]], str, int]:
+    """By recipe (its numbers as numbers), the recipe itself before its variants, then by seed."""
+    parts = re.split(r"(\d+)", row.run.partition("/")[0])
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], row.variant, row.seed
 
 
 def _cell(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`results` is a package of the checkout, not of the wheel. Runs as `s2tdpt train` leaves them, with made-up figures."""
+"""`results` is a package of the checkout, not of the wheel. Runs as `s2tdpt train` leaves them, figures made up."""
 
 from __future__ import annotations
 
@@ -23,8 +23,16 @@ MakeRun = Callable[..., Path]
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run("name", top1=0.94, seed=1, **{"optimizer.lr": 0.1})`: a finished run of recipes/cifar10_fast.yaml."""
 
-    def make(name: str, *, top1: float = 0.94, commit: str | None = "abcdef1", recipe: str = "cifar10_fast",
-             metrics: dict[str, Any] | None = None, measured: dict[str, Any] | None = None, **changes: Any) -> Path:  # fmt: skip
+    def make(
+        name: str,
+        *,
+        top1: float = 0.94,
+        commit: str | None = "abcdef1",
+        recipe: str = "cifar10_fast",
+        metrics: dict[str, Any] | None = None,
+        measured: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> Path:
         plan = load_recipe(recipe).replace(**changes)
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
