@@ -73,7 +73,7 @@ class IntegerSynapse(Synapse):
         self.levels: list[tuple[Tensor, Tensor]] = []
         rest = weight.double()
         for _ in range(planes):
-            levels, scale = _quantised(rest)
+            levels, scale = quantised(rest)
             self.levels.append((levels, scale))
             rest = rest - levels * scale.double().view(-1, *(1,) * (rest.ndim - 1))
             if rest.abs().amax() < 1e-6 * weight.abs().amax():
@@ -123,7 +123,7 @@ class IntegerSynapse(Synapse):
         return self._packed[shape]
 
 
-def _quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 levels and float32 scales [out]; weights that were stored in 8 bits give those levels again."""
     rows = weight.flatten(1)
     scale = best_scale(rows.float())

@@ -121,6 +121,7 @@ def mean_kernel(
 ):  # fmt: skip
     """out[image, c] = factor * sum of u [T, images * N, C] over steps and tokens."""
     image = tl.program_id(0).to(tl.int64)
+    step = tl.cast(step, tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     total = tl.zeros([BN, BC], tl.float32)
     for t in tl.static_range(T):

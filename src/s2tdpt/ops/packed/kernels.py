@@ -43,6 +43,7 @@ def _fire(
     PACKED: sums of packed spikes, 2^t too large. step = M * N, the elements of one step of residual and membrane
     [T, M, N], which may be one tensor.
     """
+    step = tl.cast(step, tl.int64)  # T * step may pass 2^31
     in_n = n < N
     s = tl.load(scale + n, mask=in_n, other=0.0)
     b = tl.load(bias + n, mask=in_n, other=0.0)

@@ -9,28 +9,30 @@ import torch
 import triton
 from torch import Tensor
 
-from . import edge_kernels, kernels
 from ..stdp.launch import width
+from . import edge_kernels, kernels
 from .neuron import Constants
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows, columns and depth of a program's product, its warps and the tiles on their way."""
+    """Rows, columns and depth of a program's product, its warps, the tiles on their way, and registers at most."""
 
     bm: int = 64
     bn: int = 64
     bk: int = 64
     warps: int = 4
     stages: int = 4
+    registers: int | None = None
 
     def options(self) -> dict[str, Any]:
-        return {"BM": self.bm, "BN": self.bn, "BK": self.bk, "STAGES": self.stages, "num_warps": self.warps}
+        sizes = {"BM": self.bm, "BN": self.bn, "BK": self.bk, "STAGES": self.stages}
+        return {**sizes, "num_warps": self.warps, "maxnreg": self.registers}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A layer in 8 bits: levels int8 [N, K] or [N, 3, 3, C], float32 scale and bias [N]: scale * (levels . x) + bias."""
+    """A layer, scale * (levels . x) + bias: levels int8 [N, K] or [N, 3, 3, C], scale and bias float32 [N]."""
 
     levels: Tensor
     scale: Tensor
