@@ -19,6 +19,15 @@ SMALL: dict[str, Any] = {
     "num_classes": 5,
 }
 
+HIERARCHY: dict[str, Any] = SMALL | {
+    "stem_channels": (8,),
+    "stem_pool": (False, False),
+    "stage_widths": (8, 16),
+    "stage_depths": (1, 2),
+    "stage_mixers": ("none", "dwconv"),
+    "mixer": "dwconv",
+}
+
 
 def images(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

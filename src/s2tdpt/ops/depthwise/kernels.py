@@ -25,7 +25,7 @@ def depthwise_kernel(
     x, weight, out, M, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, FLIP: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out[m, c] = Σ over nine neighbours of x · weight[c]; FLIP turns the filters round: the gradient of the input."""
+    """out[m, c] = Σ over nine neighbours of x · weight[tap, c]; FLIP turns the filters round: the input's gradient."""
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     in_m, in_c = m < M, c < C
@@ -34,7 +34,7 @@ def depthwise_kernel(
     for tap in tl.static_range(9):
         inside, shift = _inside(m, tap, H, W)
         mask = (in_m & inside)[:, None] & in_c[None, :]
-        w = tl.load(weight + c * 9 + (8 - tap if FLIP else tap), mask=in_c, other=0.0).to(tl.float32)
+        w = tl.load(weight + (8 - tap if FLIP else tap) * C + c, mask=in_c, other=0.0).to(tl.float32)
         total += tl.load(x + at + shift * C, mask=mask, other=0.0).to(tl.float32) * w[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=in_m[:, None] & in_c[None, :])
 
@@ -44,7 +44,7 @@ def depthwise_weight_kernel(
     grad, x, partial, M, rows_per_program, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, BITS: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """partial[p, c, tap] = Σ over this program's rows of grad[m, c] · x[m's neighbour, c]; BITS: x is packed."""
+    """partial[p, tap, c] = Σ over this program's rows of grad[m, c] · x[m's neighbour, c]; BITS: x is packed."""
     p = tl.program_id(0)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     in_c = c < C
@@ -64,11 +64,11 @@ def depthwise_weight_kernel(
             mask = (in_m & inside)[:, None] & in_c[None, :]
             place = at + shift * C
             if BITS:
-                byte = tl.load(x + place // 8, mask=mask, other=0).to(tl.int32)
-                seen = ((byte >> (place % 8).to(tl.int32)) & 1).to(tl.float32)
+                byte = tl.load(x + (place >> 3), mask=mask, other=0).to(tl.int32)
+                seen = ((byte >> (place & 7).to(tl.int32)) & 1).to(tl.float32)
             else:
                 seen = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
             summed = summed + (sums[tap] + g * seen,)
         sums = summed
     for tap in tl.static_range(9):
-        tl.store(partial + (p * C + c) * 9 + tap, tl.sum(sums[tap], 0), mask=in_c)
+        tl.store(partial + (p * 9 + tap) * C + c, tl.sum(sums[tap], 0), mask=in_c)

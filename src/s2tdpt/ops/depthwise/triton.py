@@ -23,7 +23,8 @@ def depthwise(x: Tensor, weight: Tensor, flip: bool) -> Tensor:
     B, H, W, C = x.shape
     out, rows, width = torch.empty_like(x), B * H * W, _width(C)
     grid = (triton.cdiv(rows, _ROWS), triton.cdiv(C, width))
-    kernels.depthwise_kernel[grid](x, weight, out, rows, C=C, H=H, W=W, FLIP=flip, BM=_ROWS, BC=width)
+    taps = weight.view(C, 9).t().contiguous()  # neighbouring channels beside each other, as in x
+    kernels.depthwise_kernel[grid](x, taps, out, rows, C=C, H=H, W=W, FLIP=flip, BM=_ROWS, BC=width)
     return out
 
 
@@ -41,11 +42,11 @@ def depthwise_weight(grad: Tensor, x: Tensor, packed: bool) -> Tensor:
     wanted = max(1, _PROGRAMS // triton.cdiv(C, width))
     per_program = triton.cdiv(triton.cdiv(rows, wanted), tile_rows) * tile_rows
     programs = triton.cdiv(rows, per_program)
-    partial = torch.empty(programs, C, 9, device=grad.device, dtype=torch.float32)
+    partial = torch.empty(programs, 9, C, device=grad.device, dtype=torch.float32)
     kernels.depthwise_weight_kernel[(programs, triton.cdiv(C, width))](
         grad, x, partial, rows, per_program, C=C, H=H, W=W, BITS=packed, BM=tile_rows, BC=width
     )
-    return partial.sum(0).view(C, 1, 3, 3)
+    return partial.sum(0).t().reshape(C, 1, 3, 3)
 
 
 @depthwise_weight.register_fake
