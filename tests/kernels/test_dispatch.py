@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,7 @@ from s2tdpt.models import dispatch, fused
 from s2tdpt.models.dispatch import use_fused
 from s2tdpt.models.transformer import SpikingTransformer
 from s2tdpt.neurons import LIF
-from s2tdpt.ops import StdpWindow, observe, stdp_attention
+from s2tdpt.ops import StdpWindow, availability, observe, stdp_attention
 
 from .attention import make_spikes
 from .cases import DEVICE, noise
@@ -98,7 +97,7 @@ def test_neither_gpu_nor_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     model.implementation = "fused"
-    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    monkeypatch.setattr(availability, "HAS_TRITON", False)
     with pytest.raises(ModelError, match="Triton is not installed"):
         model(noise(*IMAGES, seed=0))
 
@@ -212,6 +211,6 @@ def test_attention_without_gpu_or_triton(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(InputError, match="needs a CUDA device"):
         stdp_attention(*inputs, StdpWindow(), implementation="triton")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(availability, "HAS_TRITON", False)
     with pytest.raises(InputError, match="Triton is not installed"):
         stdp_attention(*inputs, StdpWindow(), implementation="triton")

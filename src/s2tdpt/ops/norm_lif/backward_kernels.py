@@ -33,13 +33,14 @@ def _pooled_gradient(
 
 @triton.jit
 def backward_kernel(
-    y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, partial, dx_out,
+    y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, factors, partial, dx_out,
     M, rows_per_program, n_out, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     HP: tl.constexpr, WP: tl.constexpr,
     T: tl.constexpr, SHARED: tl.constexpr, EPS: tl.constexpr,
     MEMBRANE: tl.constexpr, FIRE: tl.constexpr, POOL: tl.constexpr,
     THRESHOLD: tl.constexpr, REST: tl.constexpr, SOFT: tl.constexpr, DECAY_INPUT: tl.constexpr, DETACH: tl.constexpr,
     ALPHA: tl.constexpr, ATAN: tl.constexpr, GRAD_TAU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
+    STORE: tl.constexpr, APPLY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Backward through the neuron: dx, the gradient of the normalised current, is stored.
 
@@ -60,7 +61,11 @@ def backward_kernel(
     n = M * wide
     start = p * rows_per_program
     stop = tl.minimum(start + rows_per_program, M)
-    for r in range(start, stop, BM):
+    if APPLY:
+        by_dx = tl.load(factors + c, mask=in_c, other=0.0)
+        by_y = tl.load(factors + C + c, mask=in_c, other=0.0)
+        constant = tl.load(factors + 2 * C + c, mask=in_c, other=0.0) + by_y * mu
+    for r in tl.range(start, stop, BM, num_stages=STAGES):
         mask = (row < stop - r)[:, None] & in_c[None, :]
         first = wide * r
         centred = ()
@@ -108,19 +113,25 @@ def backward_kernel(
                 dx += tl.load(grad_membrane + shift + place, mask=mask, other=0.0).to(tl.float32)
             if SHARED:
                 shared_dx += dx
-            else:
+            elif not APPLY:
                 sum_dx += dx
                 sum_dxy += dx * centred[T - 1 - back]
-            if MEMBRANE or not SHARED:
+            if APPLY and not SHARED:
+                dx = dx * by_dx[None, :] + (centred[T - 1 - back] * by_y[None, :] + constant[None, :])
+            if STORE and (MEMBRANE or not SHARED):
                 tl.store(dx_out + shift + place, dx.to(dx_out.dtype.element_ty), mask=mask)
         if SHARED:
-            sum_dx += shared_dx
-            sum_dxy += shared_dx * centred[0]
-            if not MEMBRANE:
+            if APPLY:
+                shared_dx = shared_dx * by_dx[None, :] + (centred[0] * by_y[None, :] + constant[None, :])
+            else:
+                sum_dx += shared_dx
+                sum_dxy += shared_dx * centred[0]
+            if STORE and not MEMBRANE:
                 tl.store(dx_out + first + place, shared_dx.to(dx_out.dtype.element_ty), mask=mask)
-    tl.store(partial + (p * 3) * C + c, tl.sum(sum_dx, 0), mask=in_c)
-    tl.store(partial + (p * 3 + 1) * C + c, tl.sum(sum_dxy, 0) * rstd, mask=in_c)
-    tl.store(partial + (p * 3 + 2) * C + c, tl.sum(sum_tau, 0), mask=in_c)
+    if not APPLY:
+        tl.store(partial + (p * 3) * C + c, tl.sum(sum_dx, 0), mask=in_c)
+        tl.store(partial + (p * 3 + 1) * C + c, tl.sum(sum_dxy, 0) * rstd, mask=in_c)
+        tl.store(partial + (p * 3 + 2) * C + c, tl.sum(sum_tau, 0), mask=in_c)
 
 
 @triton.jit

@@ -16,6 +16,8 @@ from .spec import NormLif
 _BLOCK = 1024
 _BACKWARD_TILE = 512  # all steps of a membrane are in registers
 _BACKWARD_WARPS = 4
+_BACKWARD_STAGES = 2
+_RECOMPUTE = True
 _POOL_BLOCK = 512
 _PROGRAMS = 132 * 8  # enough programs for every multiprocessor of a large GPU to hold several
 
@@ -143,23 +145,33 @@ def norm_lif_backward_op(
     partial = torch.empty(programs, 3, C, device=y.device, dtype=torch.float32)
     factors = torch.empty_like(sums)
     H, W = spec.pool or (1, 1)
-    dx = grad_x if spec.membrane else grad_y  # in the dtype of y
-    backward_kernels.backward_kernel[(triton.cdiv(C, BC), programs)](
-        y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, partial, dx,
-        M, per_program, grad_spikes.numel() // T, C=C, H=H, W=W, HP=_pooled(H), WP=_pooled(W), T=T, SHARED=shared,
-        EPS=spec.eps, MEMBRANE=spec.membrane, FIRE=spec.fire, POOL=spec.pool is not None, DETACH=spec.detach_reset,
-        ALPHA=spec.alpha, ATAN=spec.surrogate == "atan", GRAD_TAU=learn_tau, BM=BM, BC=BC, num_warps=_BACKWARD_WARPS,
-        **_constants(spec),
-    )  # fmt: skip
+    options = {
+        "C": C, "H": H, "W": W, "HP": _pooled(H), "WP": _pooled(W), "T": T, "SHARED": shared, "EPS": spec.eps,
+        "MEMBRANE": spec.membrane, "FIRE": spec.fire, "POOL": spec.pool is not None, "DETACH": spec.detach_reset,
+        "ALPHA": spec.alpha, "ATAN": spec.surrogate == "atan", "GRAD_TAU": learn_tau, "BM": BM, "BC": BC,
+        "STAGES": _BACKWARD_STAGES, **_constants(spec),
+    }  # fmt: skip
+
+    def through_neuron(dx: Tensor, *, store: bool, apply: bool) -> None:
+        backward_kernels.backward_kernel[(triton.cdiv(C, BC), programs)](
+            y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, factors, partial, dx,
+            M, per_program, grad_spikes.numel() // T, STORE=store, APPLY=apply, num_warps=_BACKWARD_WARPS, **options,
+        )  # fmt: skip
+
+    again = not spec.membrane and spec.pool is None and _RECOMPUTE
+    through_neuron(grad_x if spec.membrane else grad_y, store=not again, apply=False)
     backward_kernels.backward_sum_kernel[(triton.cdiv(C, 16),)](
         partial, weight, mean, var, sums, factors, programs, float(y.shape[0] * M),
         C=C, EPS=spec.eps, TRAINING=spec.training, BP=64, BC=16,
     )  # fmt: skip
-    summed = shared and spec.membrane
-    backward_kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
-        y, dx, factors, grad_y, M * C, C=C, T=T if summed else y.shape[0], SHARED=summed, TRAINING=spec.training,
-        BLOCK=_BLOCK,
-    )  # fmt: skip
+    if again:
+        through_neuron(grad_y, store=True, apply=True)
+    else:
+        summed = shared and spec.membrane
+        backward_kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
+            y, grad_x if spec.membrane else grad_y, factors, grad_y, M * C,
+            C=C, T=T if summed else y.shape[0], SHARED=summed, TRAINING=spec.training, BLOCK=_BLOCK,
+        )  # fmt: skip
     return grad_y, grad_x, sums
 
 

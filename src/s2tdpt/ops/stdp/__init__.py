@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .. import observe
+from .. import availability, observe
 from . import event, reference, table
 from .event import EventCounts
 from .limits import FEATURES
@@ -89,10 +87,8 @@ def stdp_event_counts(query: Tensor, key: Tensor, value: Tensor) -> EventCounts:
 
 
 def _triton_obstacle(query: Tensor, value: Tensor) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if not (value.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        return "it needs a CUDA device"
+    if (missing := availability.obstacle(value.is_cuda)) is not None:
+        return missing
     if value.dtype == torch.float64:
         return "it computes in float32, but the spikes are float64"
     if query.shape[-1] != value.shape[-1] or query.shape[-1] > FEATURES:
