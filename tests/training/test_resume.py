@@ -88,7 +88,7 @@ class Chain:
 
 
 @pytest.fixture(scope="module")
-def chain(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
+def chain(pictures: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """One run left alone, and one killed 20 times, that saves after each step."""
     folder = tmp_path_factory.mktemp("chain")
     recipe = Recipe.from_dict(
@@ -104,6 +104,8 @@ def chain(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Chain:
             "schedule": {"time_steps": "1:3,2:3"},
             "ema_decay": 0.9,
             "norm_batches": 3,
+            "distill": {"teacher": str(teacher)},
+            "spike_cost": 0.1,
             "checkpoint_every_minutes": 0,
         }
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -16,7 +14,8 @@ from ..attention import STDPAttention
 from ..errors import ModelError
 from ..neurons import LIF, PLIF
 from ..normalisation import BatchNorm
-from ..ops import observe
+from ..ops import availability, observe
+from ..ops.charge import ChargeInput
 from ..ops.stdp.limits import FEATURES, fits_tile
 from .block import Block, LocalBlock, LocalMixer, SpikingMLP
 from .stages import Downsample, HierarchicalStem, Stage
@@ -50,10 +49,8 @@ def use_fused(model: SpikingTransformer, x: Tensor) -> bool:
 
 
 def _obstacle(model: SpikingTransformer, x: Tensor) -> str | None:
-    if not _has_triton():
-        return "Triton is not installed"
-    if not (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        return "it needs a CUDA device"
+    if (missing := availability.obstacle(x.is_cuda)) is not None:
+        return missing
     if x.dtype == torch.float64:
         return "its membranes are float32, but the input is float64"
     if any(type(block.attn) is not STDPAttention for block in model.blocks):
@@ -83,13 +80,8 @@ def watched(model: nn.Module) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    forward = module._forward_hooks or module._forward_pre_hooks
-    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
-
-
-@lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    before = [hook for hook in module._forward_pre_hooks.values() if not isinstance(hook, ChargeInput)]
+    return bool(before or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 @lru_cache(maxsize=16)

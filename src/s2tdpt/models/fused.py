@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..attention import STDPAttention
 from ..neurons import LIF, PLIF
+from ..ops.charge import charge
 from ..ops.norm_lif import NormLif
 from ..ops.norm_lif.triton import norm_lif
 from ..ops.stdp.launch import window_table
@@ -107,14 +108,14 @@ class _FusedForward:
         if mixer.conv.groups == 1:
             y = self._convolve(mixer.conv, spikes, grid)
         else:
-            seen = spikes[0].view(-1, *grid, u.shape[-1])
+            seen = charge(spikes[0], mixer.conv, fused=True).view(-1, *grid, u.shape[-1])
             y = cast(Tensor, DepthwiseBeforeNorm.apply(seen, spikes[1], mixer.conv.weight))
         return self._fire(mixer.norm, self._rows(y), then, residual=u, membrane=True)
 
     def _convolve(self, layer: nn.Module, spikes: Spikes, grid: Grid) -> Tensor:
         """Images [T · B, H', W', C'] of spikes [T, M, C] on a grid."""
         conv, (fired, bits) = cast(nn.Conv2d, layer), spikes
-        images = fired.view(-1, *grid, fired.shape[-1])
+        images = charge(fired, conv, fused=True).view(-1, *grid, fired.shape[-1])
         return cast(Tensor, ConvBeforeNorm.apply(images, bits, conv.weight, conv.stride[0], conv.padding[0]))
 
     def _rows(self, y: Tensor) -> Tensor:
@@ -133,7 +134,8 @@ class _FusedForward:
         return mixed.view(self.T, -1, mixed.shape[-1]), bits.new_empty(0)
 
     def _linear(self, layer: nn.Linear, spikes: Spikes, *, before: nn.Module) -> Tensor:
-        return cast(Tensor, LinearBeforeNorm.apply(*spikes, layer.weight, layer.bias, before.training))
+        fired, bits = charge(spikes[0], layer, fused=True), spikes[1]
+        return cast(Tensor, LinearBeforeNorm.apply(fired, bits, layer.weight, layer.bias, before.training))
 
     def _fire(
         self,

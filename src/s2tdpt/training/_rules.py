@@ -39,6 +39,7 @@ _RULES: dict[str, _Rule] = {
     "label_smoothing": _BELOW_1,
     "ema_decay": _BELOW_1,
     "norm_batches": _AT_LEAST_0,
+    "spike_cost": _AT_LEAST_0,
     "distill.teacher": _TEXT,
     "distill.weight": _FRACTION,
     "distill.temperature": _POSITIVE,

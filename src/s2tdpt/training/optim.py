@@ -87,7 +87,7 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizers:
     the first convolution, `model.head` and everything else. On CUDA the learning rates are tensors, for CUDA graphs.
     """
     names: dict[Tensor, str] = {param: name for name, param in model.named_parameters() if param.requires_grad}
-    edges = _edge_parameters(model)
+    edges = edge_parameters(model)
     on_muon = [p for p in names if recipe.name == "muon" and p.ndim in (2, 4) and p not in edges]
     rest = [p for p in names if p not in set(on_muon)]
     optimizers: list[Optimizer] = []
@@ -116,7 +116,7 @@ def _rate(lr: float, like: Tensor) -> float | Tensor:
     return torch.tensor(lr, device=like.device) if like.is_cuda else lr
 
 
-def _edge_parameters(model: nn.Module) -> set[Tensor]:
+def edge_parameters(model: nn.Module) -> set[Tensor]:
     """Parameters of the first convolution, which sees pixels, and of the head, which speaks classes."""
     first_conv = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     edges = [module for module in (first_conv, getattr(model, "head", None)) if isinstance(module, nn.Module)]

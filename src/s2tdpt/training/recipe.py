@@ -89,6 +89,7 @@ class Recipe:
     ema_decay: float = 0.0
     norm_batches: int = 0
     distill: DistillRecipe | None = None
+    spike_cost: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool = False
     cuda_graph: bool = True

@@ -22,6 +22,7 @@ from s2tdpt.training.evaluate import evaluate_ranks, firing_rates
 from s2tdpt.training.optim import Optimizers, build_optimizer
 from s2tdpt.training.recipe import Recipe
 from s2tdpt.training.schedule import Schedule, parse_plan
+from s2tdpt.training.spike_cost import put_price
 from s2tdpt.training.step import TrainStep, memory_advice, precise, reestimate_batch_norm
 
 RATE_IMAGES = 500  # firing rates are measured on so many of the evaluation images
@@ -61,6 +62,8 @@ class Setup:
             label_smoothing=recipe.label_smoothing,
         )
         model = build_model(recipe, train_set).to(ranks.device)
+        if recipe.spike_cost:
+            put_price(model, recipe.spike_cost, train_set.images[:1].float().to(ranks.device))
         if ranks.device.type == "cuda":
             model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         optimizers = build_optimizer(model, recipe.optimizer)
