@@ -19,7 +19,7 @@ from s2tdpt.training.engine import train
 from s2tdpt.training.recipe import Recipe
 from s2tdpt.training.spike_cost import put_price, spiking_macs
 
-OPTIONS: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "num_classes": 3,
     "embed_dim": 16,
     "num_heads": 2,
