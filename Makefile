@@ -35,7 +35,7 @@ lint: $(VENV)/.lint  ## ruff check, ruff format --check, pyright
 
 clean:  ## remove .venv, build outputs and caches; runs/ stays
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find src tests benchmarks results docs -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.made:
 	@old_enough='import sys; sys.exit(sys.version_info < (3, 11))'; \

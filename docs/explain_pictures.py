@@ -29,11 +29,14 @@ def window(model: torch.nn.Module, x: torch.Tensor) -> None:
     curve.plot(m[m > 0], w[0, m > 0], ".-", color="#1f63b0", label="query fired first: potentiation")
     curve.set(xlabel="m = query's spikes − key's spikes", ylabel="attention weight w", ylim=(0, 1.2))
     curve.legend(frameon=False, loc="upper left")
-    for axes, weights, step in zip(maps, record.weights()[1:, 0, 0], (2, 3, 4), strict=True):
-        image = axes.imshow(weights, vmin=w.min(), vmax=w.max())
+    images = [
+        axes.imshow(weights, vmin=w.min(), vmax=w.max())
+        for axes, weights in zip(maps, record.weights()[1:, 0, 0], strict=True)
+    ]
+    for axes, step in zip(maps, (2, 3, 4), strict=True):
         axes.set(title=f"head 1, step {step}", xlabel="key token", xticks=(), yticks=())
     maps[0].set_ylabel("query token")
-    figure.colorbar(image, ax=maps, shrink=0.6, label="w")
+    figure.colorbar(images[0], ax=maps, shrink=0.6, label="w")
     figure.savefig(FOLDER / "stdp-window.png", dpi=110)
 
 

@@ -66,7 +66,7 @@ def summary(material: Material, _source: str) -> str:
                 _energy(group),
             ]
         )
-    return _table(head, body)
+    return table(head, body)
 
 
 def goals(material: Material, _source: str) -> str:
@@ -81,7 +81,7 @@ def goals(material: Material, _source: str) -> str:
             body.append([*start, *results, verdict(goal, group)])
         if not trained:
             body.append([*start, "", "", "", "", "not run yet"])
-    return _table(head, body)
+    return table(head, body)
 
 
 def runs(material: Material, _source: str) -> str:
@@ -109,7 +109,7 @@ def runs(material: Material, _source: str) -> str:
         ]
         for row in material.runs
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 def commands(material: Material, _source: str) -> str:
@@ -149,7 +149,7 @@ def ablation(material: Material, _source: str) -> str:
                 _energy(group),
             ]
         )
-    return _table(head, body)
+    return table(head, body)
 
 
 def published(material: Material, _source: str) -> str:
@@ -167,7 +167,7 @@ def published(material: Material, _source: str) -> str:
         ]
         for peer in material.published
     ]
-    return _table(head, body)
+    return table(head, body)
 
 
 def weights(material: Material, source: str) -> str:
@@ -190,7 +190,7 @@ def weights(material: Material, source: str) -> str:
                 f"{file.stat().st_size / 1e6:.1f} MB, {card['stored_dtype']}",
             ]
         )
-    return _table(head, body)
+    return table(head, body)
 
 
 def cat(material: Material, source: str) -> str:
@@ -222,7 +222,8 @@ BLOCKS: dict[str, Callable[[Material, str], str]] = {
 }
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 

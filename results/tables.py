@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from results import rows
+from results import card, rows
 from results.blocks import BLOCKS, Material
 from s2tdpt.errors import DataError, S2tdptError
 
@@ -28,10 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     try:
         material = Material.read(asked.root)
-        stale = [path for path, text in documents(asked.root, material) if path.read_text(encoding="utf-8") != text]
+        wanted = dict(documents(asked.root, material))
+        stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
         if not asked.check:
-            for path, text in documents(asked.root, material):
-                path.write_text(text, encoding="utf-8")
+            for path in stale:
+                path.write_text(wanted[path], encoding="utf-8")
             print("\n".join(f"wrote {path.relative_to(asked.root)}" for path in stale) or "nothing to do")
             return 0
         stale += [*old_csv(asked.root / "results"), *old_pictures(asked.root)]
@@ -46,11 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def documents(root: Path, material: Material) -> Iterable[tuple[Path, str]]:
-    """Every document with the text that it should have."""
+    """Every document, and the model card of all weights, with the text that it should have."""
     for name in DOCUMENTS:
         path = root / name
         if path.exists():
             yield path, filled(path.read_text(encoding="utf-8"), material, name)
+    for name, content in material.cards.items():
+        size = (root / "weights" / f"{name}.safetensors").stat().st_size
+        yield root / "weights" / f"{name}.md", card.text(name, content, size, material.runs)
 
 
 def filled(text: str, material: Material, source: str) -> str:

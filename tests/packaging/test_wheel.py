@@ -33,7 +33,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> Non
     assert {name.split("/")[0].split("-")[0] for name in names} == {"s2tdpt"}
 
 
-@pytest.mark.parametrize(("folder", "endings"), [("recipes", ["yaml"]), ("weights", ["safetensors", "json"])])
+@pytest.mark.parametrize(("folder", "endings"), [("recipes", ["yaml"]), ("weights", ["safetensors", "json", "md"])])
 def test_wheel_holds_recipes_and_weights(wheel: zipfile.ZipFile, folder: str, endings: list[str]) -> None:
     for ending in endings:
         files = list((ROOT / folder).glob(f"*.{ending}"))
@@ -56,4 +56,10 @@ def test_source_archive_can_build_and_test_itself(dist: Path) -> None:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ["Makefile", "constraints.txt", "pyproject.toml", "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md"]
     wanted += [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")]
+    for folder, endings in (
+        ("benchmarks", ("py", "csv")),
+        ("results", ("py", "csv", "json", "yaml")),
+        ("docs", ("md",)),
+    ):
+        wanted += [str(path.relative_to(ROOT)) for ending in endings for path in (ROOT / folder).rglob(f"*.{ending}")]
     assert set(wanted) <= names
