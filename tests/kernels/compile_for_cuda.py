@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 
 from s2tdpt.ops import StdpWindow
 from s2tdpt.ops.charge.triton import add_constant_op
+from s2tdpt.ops.depthwise.triton import depthwise, depthwise_weight
 from s2tdpt.ops.norm_lif import NormLif
 from s2tdpt.ops.norm_lif.triton import norm_lif, unpack
 from s2tdpt.ops.stdp import triton as stdp
@@ -76,6 +77,15 @@ def attention_and_neuron(T: int, B: int, N: int, D: int, dtype: torch.dtype, *, 
     return launch
 
 
+def depthwise_convolution(channels: int, dtype: torch.dtype, *, packed: bool) -> Callable[[], None]:
+    def launch() -> None:
+        x, weight = torch.zeros(2, 5, 4, channels, dtype=dtype), torch.zeros(channels, 1, 3, 3)
+        kept = torch.zeros(x.numel() // 8, dtype=torch.uint8) if packed else x
+        depthwise_weight(depthwise(x, weight, True), kept, packed)
+
+    return launch
+
+
 PLAIN = NormLif(time_steps=2, training=True, bits=True)
 SOFT = NormLif(time_steps=2, training=True, membrane=True, v_reset=None, surrogate="atan", detach_reset=False)
 CELLS = {
@@ -85,6 +95,8 @@ CELLS = {
     "norm, no neuron": norm(replace(SOFT, fire=False, training=False), 9, 16, FP16),
     "norm, pooled": norm(replace(PLAIN, pool=(4, 6)), 48, 16, BF16, shared=True),
     "norm, pooled to one place": norm(replace(PLAIN, pool=(1, 2), bits=False), 2, 20, FP32),
+    "depth-wise convolution": depthwise_convolution(96, BF16, packed=True),
+    "depth-wise convolution, 20 channels": depthwise_convolution(20, FP32, packed=False),
     "tile of one token": attention(1, 1, 8, FP32),
     "tile": attention(64, 64, 32, BF16),
     "largest tile": attention(128, 128, 128, BF16),

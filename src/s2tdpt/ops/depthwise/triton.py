@@ -46,7 +46,7 @@ def depthwise_weight(grad: Tensor, x: Tensor, packed: bool) -> Tensor:
     kernels.depthwise_weight_kernel[(programs, triton.cdiv(C, width))](
         grad, x, partial, rows, per_program, C=C, H=H, W=W, BITS=packed, BM=tile_rows, BC=width
     )
-    return partial.sum(0).t().reshape(C, 1, 3, 3)
+    return partial.sum(0).t().contiguous().view(C, 1, 3, 3)
 
 
 @depthwise_weight.register_fake
