@@ -13,6 +13,7 @@ import torch
 
 from s2tdpt import data, energy
 from s2tdpt.cli import subject
+from s2tdpt.models import save_weights
 
 EVALUATE = {
     "model", "data", "split", "n", "top1", "top5", "loss", "mean_firing_rate", "attention_firing_rate", "time_steps",
@@ -112,6 +113,14 @@ def test_energy_of_untrained_models(cli, tmp_path: Path) -> None:
     assert read(tmp_path / "out.json")["energy_mj"] == pytest.approx(4.297, abs=5e-4)
     assert result.stderr == ""
     assert "mean nothing" in cli("energy", "s2tdpt_tiny").stderr
+
+
+def test_energy_of_weights_that_do_not_say_what_they_are_for(cli, refused, finished: Path, tmp_path: Path) -> None:
+    net, card = subject.load(str(finished), "cpu", None)
+    save_weights(net, tmp_path / "mute" / "model", meta={"model": card["model"]})
+    assert "does not say what data they are for: name it with --data" in refused("energy", tmp_path / "mute")
+    result = cli("energy", tmp_path / "mute", "--data", "digits", "--limit", "2")
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_energy_tables_differ(cli, tmp_path: Path) -> None:

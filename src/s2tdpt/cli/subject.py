@@ -80,9 +80,15 @@ def first_batch(net: Any, images: datasets.ImageSet, n: int) -> Tensor:
 
 
 def inputs(net: Any, card: dict[str, Any], name: str | None, root: Path | None, n: int) -> Tensor:
-    """Test images for the model; random pixels [2, C, 32, 32] where neither the card nor `name` tells which."""
+    """Test images for the model; random pixels [2, C, 32, 32] where it is untrained and `name` does not tell which.
+
+    Raises `ModelError` for trained weights whose card does not say what data they are for.
+    """
     if name is not None or "data" in card:
         return first_batch(net, load_images(net, card, name, "test", root, n), n)
+    if "sha256" in card:
+        what = card.get("model", "this model")
+        raise ModelError(f"the card of these weights ({what}) does not say what data they are for: name it with --data")
     if net.config.family == "spiking":
         print("warning: untrained weights on random pixels: these firing rates mean nothing", file=sys.stderr)
     return noise(net, 2, 32, 32)
