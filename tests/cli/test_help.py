@@ -9,7 +9,7 @@ import pytest
 
 from s2tdpt import __version__
 
-COMMANDS = ["train", "evaluate", "predict", "energy", "explain", "models", "demo"]
+COMMANDS = ["train", "compact", "evaluate", "predict", "energy", "explain", "models", "demo"]
 
 
 def test_bare_command_and_help_list_every_command(cli) -> None:

@@ -67,6 +67,7 @@ def _place(error: OSError) -> str:
 
 app = typer.Typer(cls=Commands, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command()(train.train)
+app.command()(train.compact)
 app.command()(measure.evaluate)
 app.command()(measure.predict)
 app.command()(measure.energy)

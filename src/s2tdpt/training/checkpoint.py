@@ -1,8 +1,9 @@
 """Checkpoints: safetensors for tensors, JSON for the rest, one commit point, the previous one kept.
 
-A checkpoint is `NAME.safetensors` and the small `checkpoint.json` that names it with its SHA-256. The tensors are on
-disk under their final name before that JSON replaces the one before, so a process that dies at any moment leaves a
-whole checkpoint. `previous.json` names the one before it. Both JSON files carry a checksum of themselves.
+A checkpoint is `NAME.safetensors` (or, where it was cut up, `NAME.safetensors.0` and so on) and the small
+`checkpoint.json` that names it with its SHA-256. The tensors are on disk under their final name before that JSON replaces
+the one before, so a process that dies at any moment leaves a whole checkpoint. `previous.json` names the one before it.
+Both JSON files carry a checksum of themselves.
 """
 
 from __future__ import annotations
@@ -38,23 +39,30 @@ class Checkpoint:
     path: Path
 
 
-def save(folder: Path, state: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
+def save(folder: Path, state: Mapping[str, Any], meta: Mapping[str, Any], *, piece: int | None = None) -> Path:
     """Write `state` (nested dicts, lists, tuples, tensors, numbers, strings) and `meta` (JSON), or change nothing.
 
-    `meta["step"]` names the file. Returns the JSON written last. Raises `CheckpointError`, with the checkpoint before
-    still whole, when the disk is full or the folder cannot be written.
+    `meta["step"]` names the file; `piece` cuts it into files of so many bytes at most. Returns the JSON written last.
+    Raises `CheckpointError`, with the checkpoint before still whole, when the disk is full or the folder cannot be
+    written.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _split(dict(state), "", tensors)
     payload = tensors_to_bytes(tensors)
     digest = hashlib.sha256(payload).hexdigest()
-    file = folder / f"step-{int(meta['step']):08d}-{digest[:8]}.safetensors"
-    body = {"format": FORMAT, "tensors": file.name, "sha256": digest, "meta": dict(meta), "state": skeleton}
+    name = f"step-{int(meta['step']):08d}-{digest[:8]}.safetensors"
+    files = {name: payload}
+    if piece is not None:
+        starts = range(0, len(payload), piece)
+        files = {f"{name}.{n}": payload[start : start + piece] for n, start in enumerate(starts)}
+    named = list(files) if piece is not None else name
+    body = {"format": FORMAT, "tensors": named, "sha256": digest, "meta": dict(meta), "state": skeleton}
     text = json.dumps(body)
     document = json.dumps({"sha256": _digest(text), "body": text}).encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, payload)
+        for file, content in files.items():
+            write_atomic(folder / file, content)
         if _is_whole(folder / LATEST):  # else the previous one is the last that can be trusted: it stays
             write_atomic(folder / PREVIOUS, (folder / LATEST).read_bytes())
         write_atomic(folder / LATEST, document)
@@ -128,14 +136,22 @@ def _is_whole(path: Path) -> bool:
 
 def _read_verified(path: Path) -> tuple[dict[str, Any], bytes]:
     body = _read_body(path)
-    file = path.parent / body["tensors"]
-    try:
-        payload = file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
+    files = [path.parent / name for name in _files(body)]
+    payload = b""
+    for file in files:
+        try:
+            payload += file.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read ({error.strerror})") from error
     if hashlib.sha256(payload).hexdigest() != body["sha256"]:
-        raise CheckpointError(f"{file} is damaged (its checksum differs)")
+        which = str(files[0]) if len(files) == 1 else f"one of {files[0]} and the pieces after it"
+        raise CheckpointError(f"{which} is damaged (its checksum differs)")
     return body, payload
+
+
+def _files(body: Mapping[str, Any]) -> list[str]:
+    """Names of the files that hold the tensors: one, or its pieces in order."""
+    return [body["tensors"]] if isinstance(body["tensors"], str) else body["tensors"]
 
 
 def _read_body(path: Path) -> dict[str, Any]:
@@ -159,8 +175,9 @@ def _sweep(folder: Path) -> None:
     """Remove what no JSON names: older tensors, and what a killed process left behind."""
     stale = set(folder.glob("*.tmp"))
     try:
-        named = {_read_body(folder / name)["tensors"] for name in (LATEST, PREVIOUS) if (folder / name).exists()}
-        stale |= {path for path in folder.glob("*.safetensors") if path.name not in named}
+        bodies = [_read_body(folder / name) for name in (LATEST, PREVIOUS) if (folder / name).exists()]
+        named = {name for body in bodies for name in _files(body)}
+        stale |= {path for path in folder.glob("*.safetensors*") if path.name not in named}
     except CheckpointError:
         pass  # a JSON that cannot be read may name any of them
     for path in stale:

@@ -133,6 +133,7 @@ def summarise(setup: Setup, state: Mapping[str, Any], results: Mapping[str, Any]
         "epochs": len(state["history"]),
         "steps": state["step"],
         "train_seconds": state["elapsed"],
+        "inexact_at": state["inexact_at"],
         **({} if setup.distillation is None else {"distill": setup.distillation.source}),
         **provenance(setup.ranks.device, setup.ranks.world_size),
     }

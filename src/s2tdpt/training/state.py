@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from s2tdpt.errors import CheckpointError
 from s2tdpt.training import checkpoint
 from s2tdpt.training.checkpoint import Checkpoint
+from s2tdpt.training.compact import COMPACT, expand
 from s2tdpt.training.schedule import Position
 from s2tdpt.training.setup import Setup
 
@@ -34,6 +36,7 @@ class State:
     elapsed: float = 0.0
     tally: Tally = field(default_factory=Tally)
     history: list[dict[str, Any]] = field(default_factory=list)
+    inexact_at: list[int] = field(default_factory=list)  # steps at which a compact checkpoint was gone on from
     measured: bool = False  # BatchNorm's statistics are those of the end: see `Recipe.norm_batches`
 
     @classmethod
@@ -65,8 +68,18 @@ def restore(found: Checkpoint, setup: Setup) -> State:
     teacher = None if setup.distillation is None else setup.distillation.source
     if teacher is not None and teacher["sha256"] != found.meta["distill"]["sha256"]:
         raise CheckpointError(f"{found.path} was trained with another teacher than {teacher['teacher']} is now")
-    setup.model.load_state_dict(found.state["model"])
-    setup.optimizers.load_state_dict(found.state["optimizer"])
+    tensors = expand(found.state)
+    setup.model.load_state_dict(tensors["model"])
+    setup.optimizers.load_state_dict(tensors["optimizer"])
     if setup.ema is not None:
-        setup.ema.load_state_dict(found.state["ema"])
-    return State.from_meta(found.meta)
+        setup.ema.load_state_dict(tensors["ema"])
+    state = State.from_meta(found.meta)
+    if found.meta.get(COMPACT):
+        state.inexact_at.append(state.step)
+        if setup.ranks.is_main:
+            warnings.warn(
+                f"{found.path.parent} is compact: the run goes on at step {state.step} from rounded weights and "
+                "moments, so not to the very weights that it would have reached",
+                stacklevel=2,
+            )
+    return state
