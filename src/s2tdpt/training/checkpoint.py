@@ -1,9 +1,9 @@
 """Checkpoints: safetensors for tensors, JSON for the rest, one commit point, the previous one kept.
 
 A checkpoint is `NAME.safetensors` (or, where it was cut up, `NAME.safetensors.0` and so on) and the small
-`checkpoint.json` that names it with its SHA-256. The tensors are on disk under their final name before that JSON replaces
-the one before, so a process that dies at any moment leaves a whole checkpoint. `previous.json` names the one before it.
-Both JSON files carry a checksum of themselves.
+`checkpoint.json` that names it with its SHA-256. The tensors are on disk under their final name before that JSON
+replaces the one before, so a process that dies at any moment leaves a whole checkpoint. `previous.json` names the one
+before it. Both JSON files carry a checksum of themselves.
 """
 
 from __future__ import annotations
