@@ -130,6 +130,20 @@ def test_gradients_in_any_memory_order() -> None:
     assert torch.equal(gradient(torch.ones_like(g)), gradient(torch.ones(1, device=g.device).expand_as(g)))
 
 
+@pytest.mark.parametrize("used", [0, 1], ids=["spikes", "membrane"])
+def test_gradients_where_one_output_is_not_used(used: int) -> None:
+    spec = NormLif(time_steps=2, training=True, membrane=True)
+    inputs = make_inputs(spec, 12, 20)
+
+    leaves = inputs.leaves(None, False)
+    outputs = norm_lif(*leaves.as_arguments(), spec)[:2]
+    g = [noise(2, 12, 20, seed=5) if i == used else torch.zeros_like(outputs[0]) for i in range(2)]
+    learnt = list(leaves.learnt().values())
+    both = torch.autograd.grad(outputs, learnt, g, retain_graph=True)
+    for alone, beside in zip(torch.autograd.grad(outputs[used], learnt, g[used]), both, strict=True):
+        assert torch.equal(alone, beside)
+
+
 @pytest.mark.parametrize("options", [{"residual": True}, {"pool": (3, 4), "membrane": True}])
 def test_what_no_kernel_does_is_refused(options: dict[str, Any]) -> None:
     residual = options.pop("residual", False)

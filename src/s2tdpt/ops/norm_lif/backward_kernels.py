@@ -42,10 +42,11 @@ def backward_kernel(
     ALPHA: tl.constexpr, ATAN: tl.constexpr, GRAD_TAU: tl.constexpr, BM: tl.constexpr, BC: tl.constexpr,
     STORE: tl.constexpr, APPLY: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Backward through the neuron: dx, the gradient of the normalised current, is stored.
+    """Backward through the neuron, to dx, the gradient of the normalised current.
 
-    Beside it the partial sums over rows of dx, dx·x̂ and ∂/∂(1/τ). A static image without a membrane (SHARED)
-    has one dx, summed over T.
+    APPLY = False: partial sums over rows of dx, dx·x̂ and ∂/∂(1/τ); STORE also keeps dx.
+    APPLY = True: once more, now storing dy = f₀·dx + f₁·y + f₂ with the factors from the finished sums.
+    A static image without a membrane (SHARED) has one dx, summed over T.
     """
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     p = tl.program_id(1)

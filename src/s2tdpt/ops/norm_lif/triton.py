@@ -15,9 +15,8 @@ from .spec import NormLif
 
 _BLOCK = 1024
 _BACKWARD_TILE = 512  # all steps of a membrane are in registers
-_BACKWARD_WARPS = 4
-_BACKWARD_STAGES = 2
-_RECOMPUTE = True
+_POOL_BACKWARD_TILE = 1024
+_BACKWARD_STAGES = 3  # the next tiles are fetched while one is worked on
 _POOL_BLOCK = 512
 _PROGRAMS = 132 * 8  # enough programs for every multiprocessor of a large GPU to hold several
 
@@ -140,14 +139,15 @@ def norm_lif_backward_op(
     T, M, C = spec.time_steps, y.shape[1], y.shape[2]
     shared = y.shape[0] < T
     grad_y, grad_x, sums = _empty_gradients(y, spec)
-    BM, BC = _tile(C, _BACKWARD_TILE)
+    pooled = spec.pool is not None
+    BM, BC = _tile(C, _POOL_BACKWARD_TILE if pooled else _BACKWARD_TILE)
     programs, per_program = _split(M, C, BM, BC)
     partial = torch.empty(programs, 3, C, device=y.device, dtype=torch.float32)
     factors = torch.empty_like(sums)
     H, W = spec.pool or (1, 1)
     options = {
         "C": C, "H": H, "W": W, "HP": _pooled(H), "WP": _pooled(W), "T": T, "SHARED": shared, "EPS": spec.eps,
-        "MEMBRANE": spec.membrane, "FIRE": spec.fire, "POOL": spec.pool is not None, "DETACH": spec.detach_reset,
+        "MEMBRANE": spec.membrane, "FIRE": spec.fire, "POOL": pooled, "DETACH": spec.detach_reset,
         "ALPHA": spec.alpha, "ATAN": spec.surrogate == "atan", "GRAD_TAU": learn_tau, "BM": BM, "BC": BC,
         "STAGES": _BACKWARD_STAGES, **_constants(spec),
     }  # fmt: skip
@@ -155,11 +155,12 @@ def norm_lif_backward_op(
     def through_neuron(dx: Tensor, *, store: bool, apply: bool) -> None:
         backward_kernels.backward_kernel[(triton.cdiv(C, BC), programs)](
             y, weight, bias, mean, var, inv_tau, membrane, index, grad_spikes, grad_membrane, factors, partial, dx,
-            M, per_program, grad_spikes.numel() // T, STORE=store, APPLY=apply, num_warps=_BACKWARD_WARPS, **options,
+            M, per_program, grad_spikes.numel() // T, STORE=store, APPLY=apply, **options,
         )  # fmt: skip
 
-    again = not spec.membrane and spec.pool is None and _RECOMPUTE
-    through_neuron(grad_x if spec.membrane else grad_y, store=not again, apply=False)
+    again = not (spec.membrane or pooled or shared)  # to integrate twice is cheaper than to store dx and read it again
+    dx = grad_x if spec.membrane else grad_y
+    through_neuron(dx, store=not again, apply=False)
     backward_kernels.backward_sum_kernel[(triton.cdiv(C, 16),)](
         partial, weight, mean, var, sums, factors, programs, float(y.shape[0] * M),
         C=C, EPS=spec.eps, TRAINING=spec.training, BP=64, BC=16,
@@ -169,7 +170,7 @@ def norm_lif_backward_op(
     else:
         summed = shared and spec.membrane
         backward_kernels.backward_norm_kernel[(triton.cdiv(M * C, _BLOCK),)](
-            y, grad_x if spec.membrane else grad_y, factors, grad_y, M * C,
+            y, dx, factors, grad_y, M * C,
             C=C, T=T if summed else y.shape[0], SHARED=summed, TRAINING=spec.training, BLOCK=_BLOCK,
         )  # fmt: skip
     return grad_y, grad_x, sums
@@ -187,17 +188,22 @@ def _(grad_spikes, grad_membrane, y, weight, bias, mean, var, inv_tau, membrane,
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     y, weight, bias, running_mean, running_var, inv_tau, residual, flags, numbers = inputs
-    _, membrane, index, mean, var, bits = output
+    spikes, membrane, index, mean, var, bits = output
     spec = NormLif.unpack(flags, numbers)
     stats = (mean, var) if spec.training else (running_mean, running_var)
     ctx.mark_non_differentiable(index, mean, var, bits)
+    ctx.set_materialize_grads(False)  # no kernel fills zeros that nothing reads
     ctx.save_for_backward(y, weight, bias, *stats, inv_tau, membrane, index)
     ctx.flags, ctx.numbers, ctx.has_residual = flags, numbers, residual is not None
-    ctx.spec = spec
+    ctx.spikes_shape = spikes.shape
 
 
-def _backward(ctx: Any, grad_spikes: Tensor, grad_membrane: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_spikes: Tensor | None, grad_membrane: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     y, weight, bias, mean, var, inv_tau, membrane, index = ctx.saved_tensors
+    if grad_spikes is None:
+        grad_spikes = y.new_zeros(ctx.spikes_shape)
+    if grad_membrane is None:
+        grad_membrane = torch.zeros_like(membrane)
     learn_tau = ctx.needs_input_grad[5]
     grad_y, grad_x, sums = norm_lif_backward_op(
         grad_spikes.contiguous(), grad_membrane.contiguous(), y, weight, bias, mean, var, inv_tau, membrane, index,

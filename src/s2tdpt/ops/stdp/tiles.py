@@ -132,6 +132,7 @@ def _stdp_lif_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
     _, current, counts = output
     ctx.packed = bits.numel() > 0
     ctx.mark_non_differentiable(current, counts)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(current, counts, bits if ctx.packed else qkv, window, inv_tau)
 
 
@@ -182,6 +183,7 @@ def _(grad, counts, v, window, scale):
 def _tile_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, _, v, window, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], v, window)
 
 
