@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,6 +46,14 @@ def test_counts_follow_from_the_geometry(name: str, classes: int) -> None:
     expected = by_formula(model.config)
     assert {part: parameters(model.get_submodule(part)) for part in expected} == expected
     assert parameters(model) == sum(expected.values())
+
+
+def test_the_documentation_lists_every_model_with_its_weights() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    for name in registry.MODELS:
+        with torch.device("meta"):
+            ten, hundred = (parameters(create_model(name, num_classes=classes)) for classes in (10, 100))
+        assert f"| `{name}` | {ten:,} / {hundred:,} |" in text
 
 
 def test_geometries_are_those_of_their_names() -> None:
@@ -114,7 +123,7 @@ def test_every_attention_makes_a_model(attention: str) -> None:
 
 def test_list_models_and_create_model_agree() -> None:
     names = list_models()
-    assert {"s2tdpt_4_384", "s2tdpt_2_512", "s2tdpt_tiny", "vit_4_384", "vit_tiny"} <= set(names)
+    assert {"s2tdpt_4_384", "s2tdpt_2_512", "s2tdpt_h_384", "s2tdpt_tiny", "vit_4_384", "vit_tiny"} <= set(names)
     assert set(list_models(pretrained=True)) <= set(names)
     for name in names:
         kind = VisionTransformer if name.startswith("vit") else SpikingTransformer
