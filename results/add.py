@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from results import rows
+from results.goals import read_goals
 from s2tdpt.errors import DataError, RecipeError, S2tdptError
 from s2tdpt.training.checkpoint import write_atomic
 from s2tdpt.training.folder import LOG, METRICS, RECIPE, first_difference
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="a run's folder, here or under results/")
     parser.add_argument("--commit", help="that trained it, where metrics.json does not say (default: $S2TDPT_COMMIT)")
-    parser.add_argument("--goal", help="row of the table in docs/accuracy.md that the run counts for; '' for none")
+    parser.add_argument("--goal", help="row of goals.csv that the run counts for (default: by its recipe); '' for none")
     parser.add_argument("--variant", help="name of the run, where it departs from recipes/RECIPE.yaml")
     parser.add_argument("--ablation", metavar="ITEM", help="the run belongs to the ablation, under this name")
     parser.add_argument("--command", help="that trained it (default: found by comparing with recipes/RECIPE.yaml)")
@@ -56,7 +57,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     recipe = load_recipe(run / RECIPE)
     place = _place(run, root, recipe, asked)
     before = rows.read_json(place / rows.PROVENANCE)
-    known = {"goal": before.get("goal", "")} | rows.read_json(run / rows.PROVENANCE)
+    known = {"goal": before.get("goal", _goal(recipe, place, root))} | rows.read_json(run / rows.PROVENANCE)
     given = {"goal": asked.goal, "note": asked.note, "commit": asked.commit, "command": asked.command}
     known |= {key: value for key, value in given.items() if value is not None}
     known["commit"] = known.get("commit") or metrics["commit"] or os.environ.get("S2TDPT_COMMIT")
@@ -66,7 +67,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     measured = rows.read_json(asked.measured or run / rows.MEASURED)
     measured.pop("confusion", None)  # of the files that ship only
     files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
-    files[rows.PROVENANCE] = _json({key: value for key, value in known.items() if value != ""})
+    files[rows.PROVENANCE] = _json(known)
     if measured:
         files[rows.MEASURED] = _json(measured)
     verb = "replaced" if (place / METRICS).exists() else "added"
@@ -107,6 +108,12 @@ def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace) -> 
             shipped = f"recipes/{recipe.name}.yaml"
             raise DataError(f"{run} departs from {shipped} in {difference}: name it with --variant (or --ablation)")
     return root / recipe.name / "-".join(filter(None, [asked.variant, f"seed{recipe.seed}"]))
+
+
+def _goal(recipe: Recipe, place: Path, root: Path) -> str:
+    """The goal that the recipe as it ships is meant for."""
+    meant = (goal.goal for goal in read_goals(root) if (goal.recipe, goal.data) == (recipe.name, recipe.data.name))
+    return next(meant, "") if place == root / recipe.name / f"seed{recipe.seed}" else ""
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -80,7 +80,7 @@ def goals(material: Material, _source: str) -> str:
             results = [_recipe(group.first), str(group.top1.n), f"{group.top1.text()} %", _energy(group)]
             body.append([*start, *results, verdict(goal, group)])
         if not trained:
-            body.append([*start, "", "", "", "", "not run yet"])
+            body.append([*start, goal.recipe and f"`{goal.recipe}`", "", "", "", "not run yet"])
     return table(head, body)
 
 

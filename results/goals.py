@@ -17,7 +17,7 @@ DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "digits"}
 
 @dataclass(frozen=True)
 class Goal:
-    """One row of the table of goals: accuracies in percent, energy in mJ an image."""
+    """One row of the table of goals: accuracies in percent, energy in mJ an image; the recipe that is meant for it."""
 
     goal: str
     data: str
@@ -27,6 +27,7 @@ class Goal:
     top1_aim: float | None
     energy_mj: float | None
     energy_aim: float | None
+    recipe: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def outside_band(rates: Iterable[float]) -> list[float]:
 
 
 def read_goals(root: Path = RESULTS) -> list[Goal]:
+    """goals.csv; nothing where there is none."""
     return [
         Goal(
             goal=row["goal"],
@@ -138,6 +140,7 @@ def read_goals(root: Path = RESULTS) -> list[Goal]:
             top1_aim=_number(row["top1_aim"]),
             energy_mj=_number(row["energy_mj"]),
             energy_aim=_number(row["energy_aim"]),
+            recipe=row["recipe"],
         )
         for row in _table(root / "goals.csv")
     ]
@@ -169,6 +172,8 @@ def _compare(what: str, ahead: float, aim: float | None, value: float, unit: str
 
 
 def _table(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -150,7 +150,7 @@ def spiking(net: Any, images: ImageSet, batch_size: int) -> dict[str, Any]:
         "energy_images": len(images),
         "synaptic_firing_rate": mean(by_macs) if firing else None,
         "mean_firing_rate": mean(by_neurons) if firing else None,
-        "attention_firing_rate": [rate for name, rate in firing.items() if name.endswith(".attn.mix_neuron")],
+        "attention_firing_rate": [firing[name] for name, _ in net.named_modules() if name.endswith(".attn.mix_neuron")],
         "firing_rates": firing,
     }
 

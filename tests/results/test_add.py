@@ -116,6 +116,22 @@ def test_another_recipe_needs_a_name(make_run, root: Path, capsys) -> None:
     assert row["command"] == "s2tdpt train cifar10_fast --seed 0 --set optimizer.lr=0.5"
 
 
+def test_a_recipe_counts_for_the_goal_that_it_is_meant_for(make_run, root: Path) -> None:
+    root.mkdir()
+    goals = "goal,data,what,seeds,top1,top1_aim,energy_mj,energy_aim,recipe\n"
+    goals += "7,cifar100,,1,,,,,cifar10_fast\n3,cifar10,,1,,,,,cifar10_fast\n"
+    (root / "goals.csv").write_text(goals)
+    for options in ([], ["--variant", "odd"]):
+        assert add.main([str(make_run(f"run{len(options)}")), *options, "--results", str(root)]) == 0
+    assert {row["run"]: row["goal"] for row in table(root)} == {
+        "cifar10_fast/seed0": "3",
+        "cifar10_fast/odd-seed0": "",
+    }
+    add.main([str(root / "cifar10_fast/seed0"), "--goal", "", "--results", str(root)])
+    add.main([str(root / "cifar10_fast/seed0"), "--results", str(root)])
+    assert table(root)[0]["goal"] == ""
+
+
 def test_an_unfinished_run_is_refused(tmp_path: Path, root: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     assert add.main([str(tmp_path / "empty"), "--results", str(root)]) == 2
