@@ -241,3 +241,12 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
     silent.say("nothing")
     assert capsys.readouterr().err.splitlines() == ["epoch 1/2  loss 0.5"] * 2 + ["the end"]
     assert clock(125.9) == "2:05"
+
+
+def test_the_implementation_is_the_recipe_s(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="needs a CUDA device"):
+        run(tiny.replace(implementation="fused"), tmp_path / "fused")
+    with pytest.raises(RecipeError, match="implementation"):
+        twin = {"model.name": "vit_tiny", "schedule.time_steps": "1:1"}
+        run(tiny.replace(implementation="plain", **twin), tmp_path / "twin")
+    assert run(tiny.replace(implementation="plain"), tmp_path / "plain")["steps"] == 15

@@ -39,6 +39,7 @@ EVERYTHING = Recipe(
     distill=DistillRecipe("vit_4_384.cifar10", 0.7, 4.0),
     spike_cost=0.05,
     precision="bfloat16",
+    implementation="fused",
     compile=True,
     max_minutes=9.6,
     deterministic=True,

@@ -91,6 +91,7 @@ class Recipe:
     distill: DistillRecipe | None = None
     spike_cost: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    implementation: Literal["auto", "plain", "fused"] = "auto"
     compile: bool = False
     cuda_graph: bool = True
     max_minutes: float | None = None

@@ -15,6 +15,7 @@ from torch import nn
 from s2tdpt.data import Augment, DeviceLoader, ImageSet, load
 from s2tdpt.errors import RecipeError
 from s2tdpt.models import create_model
+from s2tdpt.models.transformer import SpikingTransformer
 from s2tdpt.training.distill import Distillation, load_distillation
 from s2tdpt.training.distributed import Ranks
 from s2tdpt.training.ema import Ema
@@ -62,6 +63,10 @@ class Setup:
             label_smoothing=recipe.label_smoothing,
         )
         model = build_model(recipe, train_set).to(ranks.device)
+        if recipe.implementation != "auto":
+            if not isinstance(model, SpikingTransformer):
+                raise RecipeError(f"implementation: {recipe.model.name} has only one: leave it at auto")
+            model.implementation = recipe.implementation
         if recipe.spike_cost:
             put_price(model, recipe.spike_cost, train_set.images[:1].float().to(ranks.device))
         if ranks.device.type == "cuda":
