@@ -1,0 +1,41 @@
+"""The weights in this checkout: small, whole, found offline, alive, and with a card that says where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from results.goals import outside_band
+from results.ship import LARGEST
+from s2tdpt import create_model, list_models
+from s2tdpt.models.weights import read_card
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+NAMES = sorted(path.name.removesuffix(".safetensors") for path in WEIGHTS.glob("*.safetensors"))
+
+
+def test_all_are_found() -> None:
+    assert NAMES == list_models(pretrained=True) != []
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) <= 40_000_000
+    assert {path.suffix for path in WEIGHTS.iterdir()} == {".safetensors", ".json", ".md"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each(name: str) -> None:
+    payload = (WEIGHTS / f"{name}.safetensors").read_bytes()
+    card = read_card(WEIGHTS / name)
+    assert len(payload) <= LARGEST
+    assert hashlib.sha256(payload).hexdigest() == card["sha256"]
+    figures = card["metrics"]
+    assert (figures["evaluated_on"], figures["precision"]) == ("test", "float32")
+    counts = [[int(count) for count in line.split()] for line in card["confusion"]]
+    assert sum(map(sum, counts)) == figures["n"]
+    assert sum(line[i] for i, line in enumerate(counts)) / figures["n"] == pytest.approx(figures["top1"])
+    assert not outside_band(figures["attention_firing_rate"])
+    assert len(card["run"]["commit"]) >= 7
+    assert card["command"].startswith("s2tdpt train ")
+    model = create_model(name, pretrained=True)
+    assert sum(weight.numel() for weight in model.parameters()) == card["run"]["parameters"]
+    assert len(card["data"]["classes"]) == len(counts)
