@@ -9,7 +9,7 @@ from s2tdpt.ops import StdpWindow, stdp_attention
 
 from .cases import INTERPRETED, ROUNDING, assert_close, noise, spikes
 
-WINDOWS = ("paper's", "asymmetric", "per head")
+WINDOWS = ("paper's", "asymmetric", "per head", "without a jump")
 
 
 def make_window(name: str, heads: int) -> StdpWindow:
@@ -18,6 +18,8 @@ def make_window(name: str, heads: int) -> StdpWindow:
         return StdpWindow(
             a_plus=tuple(0.3 + 0.3 * p for p in part), tau_minus=tuple(35 - 20 * p for p in part), offset=0.6
         )
+    if name == "without a jump":
+        return StdpWindow(0.3, 0.6, 12.0, 30.0, jump=False)
     return StdpWindow(0.3, 0.6, 12.0, 30.0, 25.0, 0.5) if name == "asymmetric" else StdpWindow()
 
 

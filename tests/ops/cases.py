@@ -36,16 +36,16 @@ def spikes(*shape: int, density: float, seed: int = 0, dtype: torch.dtype = torc
 
 
 def windows(heads: int | None) -> st.SearchStrategy[StdpWindow]:
-    """Symmetric and asymmetric ones, with any of the constants given per head."""
+    """Symmetric and asymmetric ones, with and without a jump, with any of the constants given per head."""
 
     def constant(low: float, high: float) -> st.SearchStrategy[float | tuple[float, ...]]:
         number = st.floats(low, high)
         return number if heads is None else number | st.tuples(*[number] * heads)
 
     ranges = {"a_plus": (-1, 1), "a_minus": (-1, 1), "tau_plus": (2, 60), "tau_minus": (2, 60), "t_max": (1, 80)}
-    assert [*ranges, "offset"] == [f.name for f in fields(StdpWindow)]
+    assert [*ranges, "offset", "jump"] == [f.name for f in fields(StdpWindow)]
     return st.just(StdpWindow()) | st.builds(
-        StdpWindow, **{k: constant(*r) for k, r in ranges.items()}, offset=constant(-1, 1)
+        StdpWindow, **{k: constant(*r) for k, r in ranges.items()}, offset=constant(-1, 1), jump=st.booleans()
     )
 
 

@@ -25,6 +25,8 @@ def weight(r_q: float, r_k: float, head_dim: int, c: dict[str, float]) -> float:
         delta_w = c["a_plus"] * math.exp(-abs(delta_t) / c["tau_plus"])
     else:
         delta_w = -c["a_minus"] * math.exp(-abs(delta_t) / c["tau_minus"])
+    if not c["jump"]:
+        delta_w = (c["a_plus"] if delta_t < 0 else -c["a_minus"]) - delta_w
     return delta_w + c["offset"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -103,6 +104,17 @@ def test_weights_of_the_default_window_lie_between_0_and_1_lowest_at_a_tie_and_h
     assert set(m[weights == weights.min()].tolist()) == {0}
     top = m[(weights.max() - weights) < 1e-12]
     assert set(top.tolist()) == {1}
+
+
+def test_without_a_jump_weights_rise_step_by_step_through_the_offset() -> None:
+    counts = torch.arange(33)
+    ladder = (torch.arange(32) < counts.unsqueeze(-1)).double()
+    weights = stdp_weights(ladder, ladder, StdpWindow(jump=False))
+    by_difference = torch.cat([weights[0].flip(0)[:-1], weights[:, 0]])  # m = -32 .. 32
+    steps = by_difference.diff()
+    assert by_difference[32] == 0.5
+    assert steps.min() > 0
+    assert float(steps.max()) == pytest.approx(0.45 * (1 - math.exp(-40 / 32 / 20)))  # around the tie
 
 
 def test_a_window_per_head_is_a_scalar_window_in_each_head() -> None:

@@ -38,14 +38,16 @@ def test_table_passes_finite_differences_in_values() -> None:
 
 @pytest.mark.parametrize("implementation", ["dense", "table"])
 @pytest.mark.parametrize(("r_q", "r_k"), [(3, 3), (0, 0), (8, 8), (5, 3), (2, 7)])
-def test_slope_of_one_synapse(implementation: str, r_q: int, r_k: int) -> None:
-    """∂w/∂Δt = +f/τ on both branches and at ties, and Δt = T_max (r_K − r_Q)/D_h."""
-    window = StdpWindow(a_plus=0.45, a_minus=0.3, tau_plus=20.0, tau_minus=9.0, t_max=40.0)
+@pytest.mark.parametrize("jump", [True, False])
+def test_slope_of_one_synapse(implementation: str, r_q: int, r_k: int, jump: bool) -> None:
+    """∂w/∂Δt = +f/τ on both branches and at ties (−f/τ without a jump), and Δt = T_max (r_K − r_Q)/D_h."""
+    window = StdpWindow(a_plus=0.45, a_minus=0.3, tau_plus=20.0, tau_minus=9.0, t_max=40.0, jump=jump)
     query, key = ((torch.arange(8) < r).double().unsqueeze(0).requires_grad_() for r in (r_q, r_k))
     out = stdp_attention(query, key, torch.ones(1, 1, dtype=torch.float64), window, implementation=implementation)
     grad_q, grad_k = torch.autograd.grad(out.sum(), (query, key))
     delta_t = 40.0 * (r_k - r_q) / 8
     slope = 0.45 / 20 * math.exp(delta_t / 20) if delta_t < 0 else 0.3 / 9 * math.exp(-delta_t / 9)
+    slope = slope if jump else -slope
     assert_close(grad_q, torch.full((1, 8), -slope * 40 / 8, dtype=torch.float64))
     assert_close(grad_k, torch.full((1, 8), +slope * 40 / 8, dtype=torch.float64))
 

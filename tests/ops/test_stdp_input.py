@@ -140,6 +140,7 @@ def test_an_unknown_implementation_is_refused_with_the_known_ones() -> None:
         ({"offset": float("inf")}, "offset must be finite"),
         ({"a_plus": ()}, "a_plus must be finite numbers"),
         ({"a_plus": "strong"}, "a_plus must be finite numbers"),
+        ({"jump": 1}, "jump must be true or false"),
         ({"a_plus": ["strong"]}, "a_plus must be finite numbers"),
     ],
 )

@@ -81,15 +81,16 @@ def window(m: Material) -> page.Html:
     drawn = [
         page.figure(
             curve,
-            f"The whole of STDP attention: {2 * head_dim + 1} synaptic values a head. Dashed: the offset, which "
-            "weights tend to as spikes lie further apart.",
+            f"The whole of STDP attention: {2 * head_dim + 1} synaptic values a head. Dashed: the offset"
+            + (", which weights tend to as spikes lie further apart." if record.window.jump else "."),
         ),
         page.figure(*_differences(records, head_dim)),
     ]
     lead = (
         "A token that fires more spikes fires its first one earlier. If the query fires before the key, the synapse "
         "is potentiated (m > 0), otherwise depressed (m ≤ 0, ties too). The weight depends on nothing but m, the "
-        "difference of the two spike counts; it jumps from its lowest at m = 0 to its highest at m = 1."
+        "difference of the two spike counts"
+        + ("; it jumps from its lowest at m = 0 to its highest at m = 1." if record.window.jump else ".")
     )
     return page.join([page.paragraph(lead, "lead"), page.charts(drawn)])
 

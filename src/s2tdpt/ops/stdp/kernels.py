@@ -1,7 +1,7 @@
 """What the Triton kernels of STDP attention share: the window, and loading spikes [Z, H, N, D_h] of any strides.
 
-`window` is [H, 5]: a_plus, a_minus, the exponents for one count t_max/(D_h·tau_plus)·log2(e) and
-t_max/(D_h·tau_minus)·log2(e), and the offset.
+`window` is [H, 6]: a_plus, a_minus, the exponents for one count t_max/(D_h·tau_plus)·log2(e) and
+t_max/(D_h·tau_minus)·log2(e), and the levels of both branches (the offset, in the paper's window).
 """
 
 from __future__ import annotations
@@ -13,15 +13,16 @@ import triton.language as tl
 @triton.jit
 def _weights(m, window, head):
     """w and ∂w/∂m at m = r_Q − r_K (eqs 19-22): the exponent falls with |m| on both sides; at ties, depression."""
-    a_plus = tl.load(window + head * 5)
-    a_minus = tl.load(window + head * 5 + 1)
-    e_plus = tl.load(window + head * 5 + 2)
-    e_minus = tl.load(window + head * 5 + 3)
-    offset = tl.load(window + head * 5 + 4)
+    a_plus = tl.load(window + head * 6)
+    a_minus = tl.load(window + head * 6 + 1)
+    e_plus = tl.load(window + head * 6 + 2)
+    e_minus = tl.load(window + head * 6 + 3)
+    level_plus = tl.load(window + head * 6 + 4)
+    level_minus = tl.load(window + head * 6 + 5)
     query_first = m > 0
     f = tl.where(query_first, a_plus, a_minus) * tl.exp2(tl.where(query_first, -m * e_plus, m * e_minus))
     slope = -0.6931471805599453 * f * tl.where(query_first, e_plus, e_minus)
-    return tl.where(query_first, f, -f) + offset, slope
+    return tl.where(query_first, f + level_plus, level_minus - f), slope
 
 
 @triton.jit

@@ -19,10 +19,12 @@ _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 @lru_cache(maxsize=64)
 def window_table(window: StdpWindow, num_heads: int, head_dim: int, device: torch.device) -> Tensor:
-    """The window's constants as the kernels read them: float32 [H, 5]; kept, since a CUDA graph cannot copy them."""
-    a_plus, a_minus, tau_plus, tau_minus, t_max, offset = window.constants(torch.empty(0, dtype=torch.float64))
+    """The window's constants as the kernels read them: float32 [H, 6]; kept, since a CUDA graph cannot copy them."""
+    like = torch.empty(0, dtype=torch.float64)
+    _, _, tau_plus, tau_minus, t_max, _ = window.constants(like)
+    a_plus, a_minus, level_plus, level_minus = window.branches(like)
     per_count = t_max / head_dim * math.log2(math.e)
-    columns = (a_plus, a_minus, per_count / tau_plus, per_count / tau_minus, offset)
+    columns = (a_plus, a_minus, per_count / tau_plus, per_count / tau_minus, level_plus, level_minus)
     table = torch.cat([c.reshape(-1, 1).expand(num_heads, 1) for c in columns], 1)
     with torch.inference_mode(False):  # kept for later calls, which may train
         return table.to(device=device, dtype=torch.float32).contiguous()

@@ -13,12 +13,13 @@ def weights_of_latency_difference(delta_t: Tensor, window: StdpWindow) -> Tensor
 
     Written without |Δt|, so that autograd gives ∂w/∂Δt = +f/τ on both branches and at ties (where |·| would give 0).
     """
-    a_plus, a_minus, tau_plus, tau_minus, _, offset = window.constants(delta_t)
+    _, _, tau_plus, tau_minus, _, _ = window.constants(delta_t)
+    a_plus, a_minus, level_plus, level_minus = window.branches(delta_t)  # levels: the offset, in the paper's window
     query_first = delta_t < 0
     zero = torch.zeros_like(delta_t)
     potentiation = a_plus * torch.exp(torch.where(query_first, delta_t, zero) / tau_plus)
     depression = -a_minus * torch.exp(-torch.where(query_first, zero, delta_t) / tau_minus)
-    return torch.where(query_first, potentiation, depression) + offset
+    return torch.where(query_first, potentiation + level_plus, depression + level_minus)
 
 
 def spike_counts(spikes: Tensor) -> Tensor:

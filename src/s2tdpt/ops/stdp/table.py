@@ -19,12 +19,15 @@ from .window import StdpWindow
 def count_table(window: StdpWindow, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Table[a, c] = w(a − c) and its slope ∂w/∂a, each [(H,) D_h + 1, D_h + 1]; a counts query, c key spikes."""
     counts = torch.arange(head_dim + 1, dtype=_accumulator(like), device=like.device)
-    _, _, tau_plus, tau_minus, t_max, offset = window.constants(counts)
+    _, _, tau_plus, tau_minus, t_max, _ = window.constants(counts)
+    _, _, level_plus, level_minus = window.branches(counts)
     latency = t_max * (1 - counts / head_dim).unsqueeze(-1)  # [(H,) D_h + 1, 1]
     delta_t = latency - latency.transpose(-1, -2)
     table = weights_of_latency_difference(delta_t, window)
     query_first = delta_t < 0
-    slope = torch.where(query_first, (table - offset) / tau_plus, (offset - table) / tau_minus)  # +f/τ: also at ties
+    slope = torch.where(
+        query_first, (table - level_plus) / tau_plus, (level_minus - table) / tau_minus
+    )  # at ties: else
     return table, slope * (-t_max / head_dim)
 
 

@@ -20,6 +20,10 @@ class StdpWindow:
     Δt = t_Q − t_K in ms, with the first-spike latency t(r) = t_max · (1 − r / D_h) of a token whose D_h features fired
     r times (eq. 18). Each constant is a number, or a tuple with one number a head. The paper leaves them open and uses
     equal ones on both sides; only a·scale, offset·scale and t_max/tau can be told apart behind a fixed threshold.
+
+    `jump=False` is not the paper's: w = offset + a_plus · (1 − exp(Δt/tau_plus)), else offset − a_minus · (1 −
+    exp(−Δt/tau_minus)). It meets the offset at Δt = 0 from both sides, where the paper's window jumps by a_plus +
+    a_minus from one count to the next, and its slope has the sign of the way from depression to potentiation.
     """
 
     a_plus: PerHead = 0.45
@@ -28,10 +32,13 @@ class StdpWindow:
     tau_minus: PerHead = 20.0
     t_max: PerHead = 40.0
     offset: PerHead = 0.5
+    jump: bool = True
 
     def __post_init__(self) -> None:
         heads = set()
-        for field in fields(self):
+        if not isinstance(self.jump, bool):
+            raise InputError(f"StdpWindow: jump must be true or false, got {self.jump!r}")
+        for field in fields(self)[:-1]:
             value = getattr(self, field.name)
             if isinstance(value, (list, tuple)):
                 value = tuple(float(v) if isinstance(v, int) else v for v in value)
@@ -53,6 +60,16 @@ class StdpWindow:
 
     def constants(self, like: Tensor) -> tuple[Tensor, ...]:
         """The six constants in the dtype and on the device of `like`: 0-d, or [H, 1, 1] where given per head."""
-        values = (getattr(self, field.name) for field in fields(self))
+        values = (getattr(self, field.name) for field in fields(self)[:-1])
         tensors = (torch.tensor(v, dtype=like.dtype, device=like.device) for v in values)
         return tuple(t.view(-1, 1, 1) if t.ndim else t for t in tensors)
+
+    def branches(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(a_plus, a_minus, level_plus, level_minus), as `constants`, with which both forms of the window are one:
+
+        w = level_plus + a_plus · exp(Δt/tau_plus) for Δt < 0, else level_minus − a_minus · exp(−Δt/tau_minus).
+        """
+        a_plus, a_minus, _, _, _, offset = self.constants(like)
+        if self.jump:
+            return a_plus, a_minus, offset, offset
+        return -a_plus, -a_minus, offset + a_plus, offset - a_minus
