@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from s2tdpt.cli import options, text
+from s2tdpt import text
+from s2tdpt.cli import options
 from s2tdpt.cli.options import Json
 
 
