@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from s2tdpt import data, energy
-from s2tdpt.text import table
 from s2tdpt.explain.report import write_report
 from s2tdpt.models import load_model
+from s2tdpt.text import table
 from s2tdpt.training.distributed import pick_device
 from s2tdpt.training.engine import train
 from s2tdpt.training.evaluate import evaluate, firing_rates
