@@ -246,7 +246,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
 def test_the_implementation_is_the_recipe_s(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="needs a CUDA device"):
         run(tiny.replace(implementation="fused"), tmp_path / "fused")
+    twin = {"model.name": "vit_tiny", "schedule.time_steps": "1:1"}
     with pytest.raises(RecipeError, match="implementation"):
-        twin = {"model.name": "vit_tiny", "schedule.time_steps": "1:1"}
         run(tiny.replace(implementation="plain", **twin), tmp_path / "twin")
     assert run(tiny.replace(implementation="plain"), tmp_path / "plain")["steps"] == 15

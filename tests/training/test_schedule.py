@@ -28,7 +28,7 @@ def _run(schedule, seconds_per_step=0.0, elapsed=0.0):
 def test_plan():
     first, last = parse_plan("1:190, 4:11")
     assert (first.time_steps, first.epochs, first.first_epoch, first.cost) == (1, 190, 0, 190)
-    assert (last.time_steps, last.epochs, last.first_epoch, last.cost) == (4, 11, 190, 44)
+    assert (last.time_steps, last.epochs, last.first_epoch, last.cost) == (4, 11, 190, 11 * 3.25)
 
 
 @pytest.mark.parametrize("text", ["", "4", "4:", ":4", "0:3", "4:0", "4:2,", "4:2;1:3", "-1:3", "4:2.5", "a:b", "260"])
@@ -83,11 +83,11 @@ def test_warmup_is_linear_over_its_fraction_of_the_run():
     assert factors[20:60] == pytest.approx([1.0] * 40)
 
 
-def test_max_minutes_shares_the_clock_by_epochs_times_steps_and_ends_in_time():
+def test_max_minutes_shares_the_clock_by_cost_and_ends_in_time():
     schedule = _schedule("1:600,4:50", steps=100, max_minutes=10, reserve=20, warmup=0.0)
     seen, end = _run(schedule, seconds_per_step=0.25, elapsed=30.0)
     switch = next(elapsed for position, _, elapsed in seen if position.phase == 1)
-    assert switch == pytest.approx(30 + 550 * 600 / 800, abs=0.25)
+    assert switch == pytest.approx(30 + 550 * 600 / (600 + 50 * 3.25), abs=0.25)
     assert end == pytest.approx(580, abs=0.25)
     assert seen[-1][1] < 0.001
     assert all(b[1] <= a[1] for a, b in itertools.pairwise(seen))

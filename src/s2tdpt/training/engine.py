@@ -240,12 +240,12 @@ class Run:
         return images / max(self.state.tally.seconds, 1e-9)
 
     def _seconds_left(self) -> float:
-        """By the speed of this epoch, with steps that cost in proportion to T; at most what the clock leaves."""
+        """By the speed of this epoch and the cost of the others; at most what the clock leaves."""
         state = self.state
         if self.schedule.finished(state.position):
             return 0.0
         ahead = self.schedule.phases[state.position.phase :]
         cost = sum(phase.cost for phase in ahead) * self.schedule.steps_per_epoch
-        cost -= state.position.step * ahead[0].time_steps
-        by_steps = cost / state.time_steps * state.tally.seconds / max(state.tally.steps, 1)
+        cost -= state.position.step * ahead[0].epoch_cost
+        by_steps = cost / ahead[0].epoch_cost * state.tally.seconds / max(state.tally.steps, 1)
         return by_steps if self.schedule.budget is None else min(by_steps, self.schedule.budget - state.elapsed)
