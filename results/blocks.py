@@ -127,26 +127,18 @@ def ablation(material: Material, _source: str) -> str:
     if not found:
         return "Not run yet."
     baseline = next((group for group in found if group.first.variant == "baseline"), None)
-    head = [
-        "item",
-        "what changes",
-        "seeds",
-        "held-out top-1",
-        "against the baseline",
-        "attention neurons fire",
-        "energy",
-    ]
+    head = ["item", "what changes", "seeds", "held-out top-1", "against the baseline", "attention neurons fire"]
     body = []
     for group in sorted(found, key=lambda group: group is not baseline):
+        last = "" if group.first.weights == "last" else f" (not averaged {group.top1.text()} %)"
         body.append(
             [
                 group.first.variant,
                 _changes(group.first, baseline.first if baseline else None),
                 str(group.top1.n),
-                f"{group.top1.text()} %",
+                f"{group.handed_out.text()} %{last}",
                 _difference(group, baseline),
                 _rates(group.attention),
-                _energy(group),
             ]
         )
     return table(head, body)
@@ -273,7 +265,7 @@ def _minutes(minutes: float) -> str:
 def _difference(group: Group, baseline: Group | None) -> str:
     if baseline is None or group is baseline:
         return ""
-    ours, base = group.top1, baseline.top1
+    ours, base = group.handed_out, baseline.handed_out
     difference = f"{ours.mean - base.mean:+.2f}"
     if ours.deviation is None or base.deviation is None:
         return difference

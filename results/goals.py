@@ -72,6 +72,11 @@ class Group:
         """Percent, of the weights after the last epoch."""
         return self.spread(lambda row: 100 * row.top1_last)
 
+    @property
+    def handed_out(self) -> Spread:
+        """Percent, of the weights that the runs hand out: their average where there is one."""
+        return self.spread(lambda row: 100 * row.top1)
+
     def spread(self, value: Callable[[Row], float]) -> Spread:
         return spread([value(row) for row in self.rows])
 

@@ -62,6 +62,11 @@ class Row:
         return self.data, self.recipe, self.variant, self.evaluated_on
 
     @property
+    def top1(self) -> float:
+        """Of the weights that the run hands out."""
+        return self.top1_last if self.top1_ema is None or self.weights == "last" else self.top1_ema
+
+    @property
     def title(self) -> str:
         """The recipe, and in what a variant departs from it."""
         return f"{self.recipe}, {self.variant}" if self.variant else self.recipe

@@ -155,6 +155,9 @@ def test_ablation_table(checkout: Path, add_run) -> None:
     assert changed[1] == "`optimizer.lr=0.001`, `optimizer.name=adamw`"
     assert changed[3:5] == ["90.10 ± 0.14 %", "-1.00 ± 0.14"]
     assert cells(table, "no smoothing")[4] == "+1.00 ± 0.14"
+    averaged = {"weights": "ema", "ema_top1": 0.93}
+    add_run("ema", "--ablation", "average", top1=0.5, metrics=averaged, ema_decay=0.9, **common)
+    assert cells(block("ablation", checkout), "average")[3:5] == ["93.00 % (not averaged 50.00 %)", "+1.90"]
 
 
 def test_every_run_has_its_command(checkout: Path, add_run) -> None:
