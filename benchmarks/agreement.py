@@ -56,7 +56,7 @@ def compare(asked: argparse.Namespace, device: torch.device) -> None:
     model, card = load_model(asked.weights, device=device)
     data = load(asked.data or card["data"]["name"], "test", root=asked.data_root, limit=asked.limit)
     truth = copy.deepcopy(model)
-    truth.implementation = "plain"
+    truth.implementation = "plain"  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     words = [f"--{key} {value}" for key, value in (("limit", asked.limit), ("device", asked.device)) if value]
     for name, mode in modes(model, device).items():
         batches = DeviceLoader(data, asked.batch_size, device=device).epoch(0)
