@@ -54,7 +54,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     metrics = rows.read_json(run / METRICS)
     if not metrics:
         raise DataError(f"{run} holds no {METRICS}: it is no finished run")
-    recipe = load_recipe(run / RECIPE)
+    recipe = portable(load_recipe(run / RECIPE))
     place = _place(run, root, recipe, asked)
     before = rows.read_json(place / rows.PROVENANCE)
     known = {"goal": before.get("goal", _goal(recipe, place, root))} | rows.read_json(run / rows.PROVENANCE)
@@ -66,7 +66,8 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     known["command"] = known.get("command") or command(recipe, place)
     measured = rows.read_json(asked.measured or run / rows.MEASURED)
     measured.pop("confusion", None)  # of the files that ship only
-    files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
+    files = {name: (run / name).read_bytes() for name in (LOG, METRICS)}
+    files[RECIPE] = recipe.to_yaml().encode()
     files[rows.PROVENANCE] = _json(known)
     if measured:
         files[rows.MEASURED] = _json(measured)
@@ -93,6 +94,13 @@ def command(recipe: Recipe, place: Path) -> str:
         except RecipeError:
             pass
     return shlex.join(["s2tdpt", "train", f"results/{place.parent.name}/{place.name}/{RECIPE}"])
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe with runs/NAME for a teacher's folder that only the machine that trained it has."""
+    if recipe.distill is None or not Path(recipe.distill.teacher).is_absolute():
+        return recipe
+    return recipe.replace(**{"distill.teacher": f"runs/{Path(recipe.distill.teacher).name}"})
 
 
 def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace) -> Path:

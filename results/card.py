@@ -92,6 +92,8 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
         ["time", f"{run['train_seconds'] / 60:.1f} minutes on {device}" + (f" x {count}" if count > 1 else "")],
         ["versions", ", ".join(f"{package} {version}" for package, version in run["versions"].items())],
     ]
+    if recipe.get("distill"):
+        lines.insert(2, ["teacher", f"`{recipe['distill']['teacher']}`"])
     return table(["", ""], lines)
 
 

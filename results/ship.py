@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from results import card, rows
+from results.add import portable
 from results.goals import FIRING_BAND, outside_band
 from results.measure import measure, options
 from s2tdpt.errors import DataError, ModelError, S2tdptError
@@ -25,6 +26,7 @@ from s2tdpt.models import load_model, save_weights
 from s2tdpt.models.registry import MODELS
 from s2tdpt.models.weights import STORED_DTYPES, read_card
 from s2tdpt.training.folder import METRICS
+from s2tdpt.training.recipe import Recipe
 
 LARGEST = 10_000_000
 """Bytes of a weights file that ships."""
@@ -101,7 +103,7 @@ def _origin(known: Mapping[str, Any], asked: argparse.Namespace) -> dict[str, An
         "metrics": {},
         "run": run | {"commit": commit},
         "command": command or f"s2tdpt train {recipe['name']} --seed {recipe['seed']}",
-        "recipe": recipe,
+        "recipe": portable(Recipe.from_dict(recipe)).to_dict(),
     }
 
 

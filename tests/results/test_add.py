@@ -132,6 +132,15 @@ def test_a_recipe_counts_for_the_goal_that_it_is_meant_for(make_run, root: Path)
     assert table(root)[0]["goal"] == ""
 
 
+def test_paths_of_the_machine_that_trained_stay_there(make_run, root: Path) -> None:
+    run = make_run("one", **{"distill.teacher": "/somewhere/vit_seed3"})
+    assert add.main([str(run), "--variant", "taught", "--results", str(root)]) == 0
+    kept = load_recipe(root / "cifar10_fast/taught-seed0/recipe.yaml")
+    assert kept.distill is not None
+    assert kept.distill.teacher == "runs/vit_seed3"
+    assert "--set distill.teacher=runs/vit_seed3" in table(root)[0]["command"]
+
+
 def test_an_unfinished_run_is_refused(tmp_path: Path, root: Path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     assert add.main([str(tmp_path / "empty"), "--results", str(root)]) == 2
