@@ -77,7 +77,8 @@ def goals(material: Material, _source: str) -> str:
         start = [goal.goal, goal.what, DATA.get(goal.data, goal.data), _wanted(goal)]
         trained = [g for g in material.tested if (g.first.goal, g.first.data) == (goal.goal, goal.data)]
         for group in trained:
-            results = [_recipe(group.first), str(group.top1.n), f"{group.top1.text()} %", _energy(group)]
+            top1 = f"{group.top1.text()} %{_averaged(group)}"
+            results = [_recipe(group.first), str(group.top1.n), top1, _energy(group)]
             body.append([*start, *results, verdict(goal, group)])
         if not trained:
             body.append([*start, goal.recipe and f"`{goal.recipe}`", "", "", "", "not run yet"])

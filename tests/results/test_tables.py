@@ -99,6 +99,9 @@ def test_goals_say_what_is_missed(checkout: Path, add_run) -> None:
     assert line[4] == "`cifar10_fast`, low"
     assert line[-1] == "accuracy **met**, energy **missed** by 0.100 mJ"
     assert table.count("not run yet") == 8
+    add_run("average", "--goal", "2", "--variant", "average", top1=0.93, metrics={"weights": "ema", "ema_top1": 0.95})
+    line = cells(block("goals", checkout), "2 | one time step | CIFAR-10")
+    assert (line[6], line[-1]) == ("93.00 % (averaged weights 95.00 %)", "**missed** by 1.00 points")
 
 
 @pytest.fixture
