@@ -54,7 +54,7 @@ def test_missing_typer_is_named() -> None:
         ("ev", {"evaluate"}),
         ("evaluate s2tdpt_4", {"s2tdpt_4_384"}),
         ("evaluate runs/fi", {"runs/first"}),
-        ("train cifar10_", {"cifar10_fast"}),
+        ("train cifar10_f", {"cifar10_fast"}),
         ("train mi", {"mine.yaml"}),
         ("evaluate x --data cifar", {"cifar10", "cifar100"}),
         ("energy x --table pa", {"paper"}),
