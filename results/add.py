@@ -66,8 +66,9 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     known["command"] = known.get("command") or command(recipe, place)
     measured = rows.read_json(asked.measured or run / rows.MEASURED)
     measured.pop("confusion", None)  # of the files that ship only
-    files = {name: (run / name).read_bytes() for name in (LOG, METRICS)}
-    files[RECIPE] = recipe.to_yaml().encode()
+    if recipe.distill is not None and "distill" in metrics:
+        metrics["distill"]["teacher"] = recipe.distill.teacher
+    files = {LOG: (run / LOG).read_bytes(), RECIPE: recipe.to_yaml().encode(), METRICS: _json(metrics)}
     files[rows.PROVENANCE] = _json(known)
     if measured:
         files[rows.MEASURED] = _json(measured)

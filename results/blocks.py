@@ -91,7 +91,9 @@ def runs(material: Material, _source: str) -> str:
             "by neurons", "attention neurons", "energy", "minutes", "hardware", "commit"]  # fmt: skip
     body = [
         [
-            f"[{row.run}](../results/{row.run})" + (" (held-out images)" if row.evaluated_on == "holdout" else ""),
+            f"[{row.run}](../results/{row.run})"
+            + (" (held-out images)" if row.evaluated_on == "holdout" else "")
+            + (f" ({row.note})" if row.note else ""),
             str(row.seed),
             str(row.epochs),
             str(row.time_steps),

@@ -7,7 +7,7 @@ from typing import Any
 
 from results.blocks import table
 from results.goals import DATA, groups
-from results.rows import ENERGY_RULE, Row
+from results.rows import ENERGY_RULE, Row, inexact
 
 PAIRS = 15
 LIMITS = """\
@@ -92,6 +92,8 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
         ["time", f"{run['train_seconds'] / 60:.1f} minutes on {device}" + (f" x {count}" if count > 1 else "")],
         ["versions", ", ".join(f"{package} {version}" for package, version in run["versions"].items())],
     ]
+    if inexact(run):
+        lines.append(["resumed", inexact(run)])
     if recipe.get("distill"):
         lines.insert(2, ["teacher", f"`{recipe['distill']['teacher']}`"])
     return table(["", ""], lines)

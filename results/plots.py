@@ -28,25 +28,36 @@ SOURCES = "s2tdpt-sources"
 
 @dataclass(frozen=True)
 class Picture:
-    """What draws it into a figure, and the files under results/ that it is drawn from."""
+    """What draws it into a figure, and the files under results/, beside the runs' figures, that it is drawn from."""
 
     draw: Callable[[Any, Path], None]
     patterns: tuple[str, ...]
 
-    def sources(self, results: Path) -> list[Path]:
-        return sorted(path for pattern in self.patterns for path in results.glob(pattern))
+    def fingerprint(self, results: Path) -> str:
+        """Digest of all that the picture shows."""
+        runs = rows.read(results / rows.ACCURACY)
+        shown = [(*row.group, row.goal, row.seed, row.top1_last, row.energy_mj, row.minutes) for row in runs]
+        digest = hashlib.sha256(repr(shown).encode())
+        for path in sorted(path for pattern in self.patterns for path in results.glob(pattern)):
+            if path.is_relative_to(results / rows.ABLATION_RUNS):
+                continue
+            digest.update(f"{path.parent.name}/{path.name}:".encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=rows.RESULTS, metavar="FOLDER", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=rows.RESULTS.parent / "docs" / "img", metavar="FOLDER")
+    parser.add_argument("--all", action="store_true", help="those too of which nothing has changed")
     asked = parser.parse_args(argv)
     try:
         require("matplotlib", "explain")
         for name, picture in PICTURES.items():
-            save(picture, asked.results, asked.out / f"{name}.png")
-            print(f"wrote {asked.out / name}.png")
+            out = asked.out / f"{name}.png"
+            if asked.all or not up_to_date(picture, asked.results, out):
+                save(picture, asked.results, out)
+                print(f"wrote {out}")
     except (S2tdptError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -62,15 +73,7 @@ def save(picture: Picture, results: Path, out: Path) -> None:
     lines = max(len(axes.get_legend_handles_labels()[1]) for axes in figure.axes)
     figure.set_figheight(4.4 + 0.17 * lines)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110, metadata={SOURCES: fingerprint(picture.sources(results))})
-
-
-def fingerprint(sources: Iterable[Path]) -> str:
-    """Digest of the names and contents of files."""
-    digest = hashlib.sha256()
-    for path in sources:
-        digest.update(f"{path.parent.name}/{path.name}:".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    figure.savefig(out, dpi=110, metadata={SOURCES: picture.fingerprint(results)})
 
 
 def described(picture: Path) -> dict[str, str]:
@@ -79,9 +82,9 @@ def described(picture: Path) -> dict[str, str]:
         return {str(key): str(value) for key, value in getattr(image, "text", {}).items()}
 
 
-def drawn_from(picture: Path) -> str | None:
-    """The fingerprint of the files that a picture was drawn from."""
-    return described(picture).get(SOURCES)
+def up_to_date(picture: Picture, results: Path, out: Path) -> bool:
+    """Whether the file `out` was drawn from the figures of today."""
+    return out.exists() and described(out).get(SOURCES) == picture.fingerprint(results)
 
 
 def curves(figure: Any, results: Path) -> None:
@@ -140,9 +143,9 @@ def against_minutes(figure: Any, results: Path) -> None:
 
 
 PICTURES = {
-    "training-curves": Picture(curves, ("accuracy.csv", f"*/*/{LOG}")),
-    "accuracy-energy": Picture(against_energy, ("accuracy.csv", "published.csv", "goals.csv")),
-    "accuracy-minutes": Picture(against_minutes, ("accuracy.csv", "published.csv")),
+    "training-curves": Picture(curves, (f"*/*/{LOG}",)),
+    "accuracy-energy": Picture(against_energy, ("published.csv", "goals.csv")),
+    "accuracy-minutes": Picture(against_minutes, ("published.csv",)),
 }
 
 

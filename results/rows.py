@@ -55,6 +55,7 @@ class Row:
     versions: str
     commit: str
     command: str
+    note: str
 
     @property
     def group(self) -> tuple[str, str, str, str]:
@@ -110,7 +111,14 @@ def from_folder(folder: Path, root: Path) -> Row:
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
         commit=provenance.get("commit") or metrics["commit"] or "",
         command=provenance.get("command", ""),
+        note="; ".join(filter(None, [provenance.get("note"), inexact(metrics)])),
     )
+
+
+def inexact(metrics: dict[str, Any]) -> str:
+    """Where a run went on from a compact state, which is not the state that it had."""
+    steps = metrics.get("inexact_at") or ()
+    return f"went on from a compact state at step {', '.join(map(str, steps))}" if steps else ""
 
 
 def collect(root: Path) -> tuple[list[Row], list[Row]]:

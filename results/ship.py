@@ -95,6 +95,9 @@ def _origin(known: Mapping[str, Any], asked: argparse.Namespace) -> dict[str, An
     commit = asked.commit or run.get("commit") or told.get("commit") or os.environ.get("S2TDPT_COMMIT")
     if not commit:
         raise DataError(f"{asked.run} does not say which commit trained it: name it with --commit")
+    plan = portable(Recipe.from_dict(recipe))
+    if plan.distill is not None and "distill" in run:
+        run["distill"] = run["distill"] | {"teacher": plan.distill.teacher}
     command = asked.command or told.get("command") or known.get("command")
     return {
         "model": asked.name.partition(".")[0],
@@ -103,7 +106,7 @@ def _origin(known: Mapping[str, Any], asked: argparse.Namespace) -> dict[str, An
         "metrics": {},
         "run": run | {"commit": commit},
         "command": command or f"s2tdpt train {recipe['name']} --seed {recipe['seed']}",
-        "recipe": portable(Recipe.from_dict(recipe)).to_dict(),
+        "recipe": plan.to_dict(),
     }
 
 

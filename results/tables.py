@@ -80,11 +80,11 @@ def old_csv(results: Path) -> Iterable[Path]:
 
 def old_pictures(root: Path) -> Iterable[Path]:
     """Pictures that were drawn from other figures than those of today."""
-    from results.plots import PICTURES, drawn_from, fingerprint
+    from results.plots import PICTURES, up_to_date
 
     for name, picture in PICTURES.items():
         path = root / "docs" / "img" / f"{name}.png"
-        if not path.exists() or drawn_from(path) != fingerprint(picture.sources(root / "results")):
+        if not up_to_date(picture, root / "results", path):
             yield path
 
 

@@ -133,12 +133,20 @@ def test_a_recipe_counts_for_the_goal_that_it_is_meant_for(make_run, root: Path)
 
 
 def test_paths_of_the_machine_that_trained_stay_there(make_run, root: Path) -> None:
-    run = make_run("one", **{"distill.teacher": "/somewhere/vit_seed3"})
+    source = {"teacher": "/somewhere/vit_seed3", "sha256": "00"}
+    run = make_run("one", metrics={"distill": source}, **{"distill.teacher": "/somewhere/vit_seed3"})
     assert add.main([str(run), "--variant", "taught", "--results", str(root)]) == 0
     kept = load_recipe(root / "cifar10_fast/taught-seed0/recipe.yaml")
     assert kept.distill is not None
     assert kept.distill.teacher == "runs/vit_seed3"
     assert "--set distill.teacher=runs/vit_seed3" in table(root)[0]["command"]
+    assert not any("/somewhere" in path.read_text() for path in (root / "cifar10_fast/taught-seed0").iterdir())
+
+
+def test_notes(make_run, root: Path) -> None:
+    run = make_run("one", metrics={"inexact_at": [100, 250]})
+    assert add.main([str(run), "--note", "in the rain", "--results", str(root)]) == 0
+    assert table(root)[0]["note"] == "in the rain; went on from a compact state at step 100, 250"
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path, root: Path, capsys) -> None:
