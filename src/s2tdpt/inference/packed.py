@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..attention import RandomAttention, STDPAttention
 from ..models.block import Block
@@ -84,7 +83,7 @@ class PackedEngine:
             spikes = ops.linear(mixed, block.proj, block.mlp_neuron, T, u)
             hidden = ops.linear(spikes, block.fc1, block.fc2_neuron, T)
             spikes = ops.linear(hidden, block.fc2, next_neuron, T, u)
-        return F.linear(ops.mean(u, tokens), *self.head)
+        return ops.head(ops.mean(u, tokens), *self.head)
 
     def _embed(self, x: Tensor, T: int) -> tuple[Tensor, Tensor, int]:
         """Spikes into the first block [B * N, D], membranes [T, B * N, D], and N."""

@@ -6,54 +6,53 @@ import triton
 import triton.language as tl
 
 from ..stdp.kernels import _weights
-from .kernels import _fire, _integrate
+from .kernels import _fire, _spikes
 
 
 @triton.jit
 def pixels_kernel(
-    x, weight, scale, bias, membrane, spikes, M, step, decay, threshold, soft,
+    x, weight, scale, bias, membrane, spikes, M, step, constants,
     stride_t, stride_b, stride_c, stride_h, stride_w,
     H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, C: tl.constexpr, T: tl.constexpr, SHARED: tl.constexpr,
-    MEMBRANE: tl.constexpr, FIRE: tl.constexpr, SOFT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr,
+    MEMBRANE: tl.constexpr, FIRE: tl.constexpr, SOFT: tl.constexpr, ASM: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """3x3 convolution (padding 1) of float32 images with weight [9 * C, N], (c, i, j) row by row, and its neuron.
 
     SHARED: one image at all T steps.
     """
-    pid = tl.program_id(0)
-    columns = tl.cdiv(N, BN)
-    m = (pid // columns) * BM + tl.arange(0, BM)
-    n = (pid % columns) * BN + tl.arange(0, BN)
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
     row = m.to(tl.int64)
     i = (m // W) % H
     j = m % W
     inside = m < M
     corner = x + (row // (H * W)) * stride_b + i * stride_h + j * stride_w
-    sums = ()
-    for t in tl.static_range(T):
-        if SHARED and t > 0:
-            sums = sums + (sums[0],)
-        else:
-            total = tl.zeros([BM, BN], tl.float32)
-            for start in tl.static_range(0, 9 * C, BK):
-                k = start + tl.arange(0, BK)
-                di = (k % 9) // 3 - 1
-                dj = k % 3 - 1
-                by = i[:, None] + di[None, :]
-                bx = j[:, None] + dj[None, :]
-                seen = inside[:, None] & (k < 9 * C)[None, :] & (by >= 0) & (by < H) & (bx >= 0) & (bx < W)
-                at = (k // 9) * stride_c + di * stride_h + dj * stride_w
-                pixels = tl.load(corner[:, None] + at[None, :] + t * stride_t, mask=seen, other=0.0)
-                w = tl.load(
-                    weight + k[:, None] * N + n[None, :], mask=(k < 9 * C)[:, None] & (n < N)[None, :], other=0.0
-                )
-                total += tl.dot(pixels, w, input_precision="tf32x3")
-            sums = sums + (total,)
-    _fire(
-        sums, row, n, inside, scale, bias, membrane, membrane, spikes, step, decay, threshold, soft,
-        N, T, False, False, MEMBRANE, FIRE, SOFT,
-    )  # fmt: skip
+    for first in tl.static_range(0, N, BN):
+        n = first + tl.arange(0, BN)
+        sums = ()
+        for t in tl.static_range(T):
+            if SHARED and t > 0:
+                sums = sums + (sums[0],)
+            else:
+                total = tl.zeros([BM, BN], tl.float32)
+                for start in tl.static_range(0, 9 * C, BK):
+                    k = start + tl.arange(0, BK)
+                    di = (k % 9) // 3 - 1
+                    dj = k % 3 - 1
+                    by = i[:, None] + di[None, :]
+                    bx = j[:, None] + dj[None, :]
+                    seen = inside[:, None] & (k < 9 * C)[None, :] & (by >= 0) & (by < H) & (bx >= 0) & (bx < W)
+                    at = (k // 9) * stride_c + di * stride_h + dj * stride_w
+                    pixels = tl.load(corner[:, None] + at[None, :] + t * stride_t, mask=seen, other=0.0)
+                    w = tl.load(
+                        weight + k[:, None] * N + n[None, :], mask=(k < 9 * C)[:, None] & (n < N)[None, :], other=0.0
+                    )
+                    total += tl.dot(pixels, w, input_precision="tf32x3")
+                sums = sums + (total,)
+        _fire(
+            sums, row, n, inside, scale, bias, (), membrane, spikes, tl.cast(step, tl.int64), constants,
+            N, T, False, False, MEMBRANE, FIRE, SOFT, ASM,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -79,40 +78,65 @@ def pool_kernel(
 
 
 @triton.jit
-def _counts(x, at, mask, first: tl.constexpr):
-    """Spikes of each row at steps first ... first + 3, one byte a step."""
-    b = tl.load(x + at, mask=mask, other=0).to(tl.int32) >> first
-    return tl.sum((b & 1) | ((b & 2) << 7) | ((b & 4) << 14) | ((b & 8) << 21), 1)
+def _counts(words, T: tl.constexpr, WORD: tl.constexpr):
+    """A tuple of the spikes of each row at each step, of words of WORD packed bytes [rows, columns]."""
+    counts = ()
+    for t in tl.static_range(T):
+        lanes = tl.sum((words >> t) & (0x01010101 if WORD == 4 else 1), 1)
+        pairs = (lanes & 0xFF00FF) + ((lanes >> 8) & 0xFF00FF)
+        counts = counts + (((pairs & 0xFFFF) + (pairs >> 16)).to(tl.float32),)
+    return counts
+
+
+_WINDOW_ASM = tl.constexpr(
+    "{ .reg .pred p; .reg .f32 m, f; sub.rn.f32 m, $1, $2; setp.gt.f32 p, m, 0f00000000; mul.rn.f32 f, m, $6; "
+    "@p mul.rn.f32 f, m, $5; ex2.approx.ftz.f32 f, f; fma.rn.f32 $0, f, $4, $7; @p fma.rn.f32 $0, f, $3, $7; }"
+)
+"""Eqs 19-22 with selections as predicates, from counts of queries and keys, a_plus, -a_minus, exponents, offset."""
 
 
 @triton.jit
 def stdp_kernel(
-    qkv, out, window, scale, decay, threshold, soft, N, H: tl.constexpr, D: tl.constexpr, T: tl.constexpr,
-    SOFT: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, DOT: tl.constexpr,
+    qkv, words, out, window, scale, constants, N, H: tl.constexpr, D: tl.constexpr, T: tl.constexpr,
+    SOFT: tl.constexpr, ASM: tl.constexpr, WORD: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """scale * w * V of one head of one image and its neuron, of packed spikes [images, N, 3 * H * D] to [.., H * D]."""
+    """scale * w * V of one head of one image and its neuron, of packed spikes [images, N, 3 * H * D] to [.., H * D].
+
+    words: qkv as words of WORD bytes.
+    """
     pid = tl.program_id(0)
     head = pid % H
     first = (pid // H).to(tl.int64) * N
     n = tl.arange(0, BN)
     d = tl.arange(0, BD)
     mask = (n < N)[:, None] & (d < D)[None, :]
-    at = (first + n)[:, None] * (3 * H * D) + (head * D + d)[None, :]
-    v = tl.load(qkv + at + 2 * H * D, mask=mask, other=0).to(tl.int32)
-    membrane = tl.zeros([BN, BD], tl.float32)
-    bits = tl.zeros([BN, BD], tl.int32)
+    v = tl.load(qkv + (first + n)[:, None] * (3 * H * D) + (2 * H * D + head * D + d)[None, :], mask=mask, other=0)
+    v = v.to(tl.int16)
+    e = tl.arange(0, BD // WORD)
+    at = (first + n)[:, None] * (3 * H * D // WORD) + (head * (D // WORD) + e)[None, :]
+    mask_e = (n < N)[:, None] & (e < D // WORD)[None, :]
+    count_q = _counts(tl.load(words + at, mask=mask_e, other=0).to(tl.int32), T, WORD)
+    count_k = _counts(tl.load(words + at + H * D // WORD, mask=mask_e, other=0).to(tl.int32), T, WORD)
+    currents = ()
     for t in tl.static_range(T):
-        if t % 4 == 0:
-            count_q = _counts(qkv, at, mask, t)
-            count_k = _counts(qkv, at + H * D, mask, t)
-        r_q = ((count_q >> (t % 4 * 8)) & 255).to(tl.float32)
-        r_k = ((count_k >> (t % 4 * 8)) & 255).to(tl.float32)
-        w, _ = _weights(r_q[:, None] - r_k[None, :], window, head)
-        values = ((v >> t) & 1).to(tl.float32).to(DOT)
-        current = scale * tl.dot(w.to(DOT), values, input_precision="ieee")
-        bits, membrane = _integrate(bits, membrane, current, t, decay, threshold, soft, SOFT)
+        r_q = count_q[t][:, None]
+        r_k = count_k[t][None, :]
+        if ASM is not None:
+            a_plus = tl.load(window + head * 5)
+            a_minus = tl.load(window + head * 5 + 1)
+            e_plus = tl.load(window + head * 5 + 2)
+            e_minus = tl.load(window + head * 5 + 3)
+            offset = tl.load(window + head * 5 + 4)
+            w = tl.inline_asm_elementwise(
+                _WINDOW_ASM, "=f,f,f,f,f,f,f,f", (r_q, r_k, a_plus, -a_minus, -e_plus, e_minus, offset),
+                dtype=tl.float32, is_pure=True, pack=1,
+            )  # fmt: skip
+        else:
+            w, _ = _weights(r_q - r_k, window, head)
+        values = (v & (1 << t)).to(tl.float16, bitcast=True)  # a subnormal number, 2^(t - 24), exact in products
+        currents = currents + (scale * (1 << (24 - t)) * tl.dot(w.to(tl.float16), values),)
     to = (first + n)[:, None] * (H * D) + (head * D + d)[None, :]
-    tl.store(out + to, bits.to(tl.int8), mask=mask)
+    tl.store(out + to, _spikes(currents, constants, T, SOFT, ASM), mask=mask)
 
 
 @triton.jit
@@ -130,3 +154,20 @@ def mean_kernel(
             at = t * step + (image * N + n)[:, None] * C + c[None, :]
             total += tl.load(u + at, mask=(n < N)[:, None] & (c < C)[None, :], other=0.0).to(tl.float32)
     tl.store(out + image * C + c, tl.sum(total, 0) * factor, mask=c < C)
+
+
+@triton.jit
+def head_kernel(
+    x, weight, bias, out, M, N, C, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr
+):  # fmt: skip
+    """x [M, C] times weight [N, C], plus bias, all float32."""
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    total = tl.zeros([BM, BN], tl.float32)
+    for start in range(0, C, BC):
+        c = start + tl.arange(0, BC)
+        a = tl.load(x + m[:, None] * C + c[None, :], mask=(m < M)[:, None] & (c < C)[None, :], other=0.0)
+        b = tl.load(weight + n[None, :] * C + c[:, None], mask=(n < N)[None, :] & (c < C)[:, None], other=0.0)
+        total += tl.dot(a, b, input_precision="tf32x3")
+    total += tl.load(bias + n, mask=n < N, other=0.0)[None, :]
+    tl.store(out + m[:, None] * N + n[None, :], total, mask=(m < M)[:, None] & (n < N)[None, :])

@@ -33,46 +33,72 @@ def _integrate(bits, membrane, current, t: tl.constexpr, decay, threshold, soft,
 
 
 @triton.jit
+def _spikes(currents, constants, T: tl.constexpr, SOFT: tl.constexpr, ASM: tl.constexpr):
+    """Packed spikes, int8, of a tuple of T currents. ASM: the text of `neuron.ptx`, or None."""
+    decay = tl.load(constants)
+    threshold = tl.load(constants + 1)
+    soft = tl.load(constants + 2)
+    if ASM is not None:
+        return tl.inline_asm_elementwise(
+            ASM, "=r" + ",f" * (4 * (T + 3)), currents + (decay, threshold, soft), dtype=tl.int8, is_pure=True, pack=4
+        )
+    membrane = tl.zeros(currents[0].shape, tl.float32)
+    bits = tl.zeros(currents[0].shape, tl.int32)
+    for t in tl.static_range(T):
+        bits, membrane = _integrate(bits, membrane, currents[t], t, decay, threshold, soft, SOFT)
+    return bits.to(tl.int8)
+
+
+@triton.jit
+def _residuals(residual, row, n, inside, step, N: tl.constexpr, T: tl.constexpr):
+    """A tuple of what is stored of each step, all on its way before the first is needed."""
+    at = row[:, None] * N + n[None, :]
+    mask = inside[:, None] & (n < N)[None, :]
+    found = ()
+    for t in tl.static_range(T):
+        found = found + (tl.load(residual + t * step + at, mask=mask, other=0.0),)
+    return found
+
+
+@triton.jit
 def _fire(
-    sums, row, n, inside, scale, bias, residual, membrane, spikes, step, decay, threshold, soft,
+    sums, row, n, inside, scale, bias, residuals, membrane, spikes, step, constants,
     N: tl.constexpr, T: tl.constexpr, PACKED: tl.constexpr, RESIDUAL: tl.constexpr, MEMBRANE: tl.constexpr,
-    FIRE: tl.constexpr, SOFT: tl.constexpr,
+    FIRE: tl.constexpr, SOFT: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Through the neuron: sums, a tuple of T times [BM, BN], of rows `row` (64 bits) and columns n of [M, N] outputs.
 
-    PACKED: sums of packed spikes, 2^t too large. step = M * N, the elements of one step of residual and membrane
-    [T, M, N], which may be one tensor.
+    PACKED: sums of packed spikes, 2^t too large. step = M * N (64 bits), the elements of one step of membrane
+    [T, M, N]. RESIDUAL: onto the tuple `residuals`.
     """
-    step = tl.cast(step, tl.int64)  # T * step may pass 2^31
     in_n = n < N
     s = tl.load(scale + n, mask=in_n, other=0.0)
     b = tl.load(bias + n, mask=in_n, other=0.0)
     at = row[:, None] * N + n[None, :]
     mask = inside[:, None] & in_n[None, :]
-    v = tl.zeros(sums[0].shape, tl.float32)
-    bits = tl.zeros(sums[0].shape, tl.int32)
+    currents = ()
     for t in tl.static_range(T):
         x = sums[t].to(tl.float32) * (s * (_unit(t) if PACKED else 1.0))[None, :] + b[None, :]
         if RESIDUAL:
-            x += tl.load(residual + t * step + at, mask=mask, other=0.0).to(tl.float32)
+            x += residuals[t].to(tl.float32)
         if MEMBRANE:
-            stored = x.to(membrane.dtype.element_ty)
-            tl.store(membrane + t * step + at, stored, mask=mask)
-            x = stored.to(tl.float32)
-        if FIRE:
-            bits, v = _integrate(bits, v, x, t, decay, threshold, soft, SOFT)
+            tl.store(membrane + t * step + at, x.to(membrane.dtype.element_ty), mask=mask)
+        currents = currents + (x,)
     if FIRE:
-        tl.store(spikes + at, bits.to(tl.int8), mask=mask)
+        tl.store(spikes + at, _spikes(currents, constants, T, SOFT, ASM), mask=mask)
 
 
 @triton.jit
 def linear_kernel(
-    x, weight, scale, bias, residual, membrane, spikes, M, step, decay, threshold, soft,
+    x, weight, scale, bias, residual, membrane, spikes, M, step, constants,
     N: tl.constexpr, K: tl.constexpr, T: tl.constexpr, RESIDUAL: tl.constexpr, MEMBRANE: tl.constexpr,
-    FIRE: tl.constexpr, SOFT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr,
+    FIRE: tl.constexpr, SOFT: tl.constexpr, ASM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Packed spikes [M, K] times weight [N, K], scaled, plus bias, plus residual, through the neuron: [M, N]."""
+    """Packed spikes [M, K] times weight [N, K], scaled, plus bias, plus residual, through the neuron: [M, N].
+
+    AHEAD: residuals are read before the product, which hides their way.
+    """
     pid = tl.program_id(0)
     columns = tl.cdiv(N, BN)
     m = (pid // columns) * BM + tl.arange(0, BM)
@@ -82,6 +108,10 @@ def linear_kernel(
     inside = m < M
     from_x = x + row[:, None] * K + k[None, :]
     from_w = weight + n[:, None] * K + k[None, :]
+    step = tl.cast(step, tl.int64)  # T * step may pass 2^31
+    residuals = ()
+    if AHEAD:
+        residuals = _residuals(residual, row, n, inside, step, N, T)
     sums = ()
     for t in tl.static_range(T):
         sums = sums + (tl.zeros([BM, BN], tl.int32),)
@@ -97,18 +127,20 @@ def linear_kernel(
         for t in tl.static_range(T):
             grown = grown + (tl.dot(_step(packed, t), w, sums[t], out_dtype=tl.int32),)
         sums = grown
+    if RESIDUAL and not AHEAD:
+        residuals = _residuals(residual, row, n, inside, step, N, T)
     _fire(
-        sums, row, n, inside, scale, bias, residual, membrane, spikes, step, decay, threshold, soft,
-        N, T, True, RESIDUAL, MEMBRANE, FIRE, SOFT,
+        sums, row, n, inside, scale, bias, residuals, membrane, spikes, step, constants,
+        N, T, True, RESIDUAL, MEMBRANE, FIRE, SOFT, ASM,
     )  # fmt: skip
 
 
 @triton.jit
 def conv_kernel(
-    x, weight, scale, bias, membrane, spikes, M, step, decay, threshold, soft,
+    x, weight, scale, bias, membrane, spikes, M, step, constants,
     H: tl.constexpr, W: tl.constexpr, N: tl.constexpr, C: tl.constexpr, T: tl.constexpr, MEMBRANE: tl.constexpr,
-    FIRE: tl.constexpr, SOFT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr,
+    FIRE: tl.constexpr, SOFT: tl.constexpr, ASM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """3x3 convolution (padding 1) of packed spikes [images, H, W, C], M = images * H * W, weight [N, 3, 3, C]."""
     pid = tl.program_id(0)
@@ -120,30 +152,37 @@ def conv_kernel(
     i = (m // W) % H
     j = m % W
     inside = m < M
-    from_x = x + row[:, None] * C + k[None, :]
+    from_x = x + row[:, None] * C
     from_w = weight + n[:, None] * (9 * C) + k[None, :]
     sums = ()
     for t in tl.static_range(T):
         sums = sums + (tl.zeros([BM, BN], tl.int32),)
-    blocks: tl.constexpr = (C + BK - 1) // BK
-    for s in tl.range(0, 9 * blocks, num_stages=STAGES):
-        place = s // blocks
-        start = (s % blocks) * BK
-        di = place // 3 - 1
-        dj = place % 3 - 1
-        seen = inside & (i + di >= 0) & (i + di < H) & (j + dj >= 0) & (j + dj < W)
-        mask_x = seen[:, None]
+    for s in tl.range(0, (9 * C + BK - 1) // BK, num_stages=STAGES):
+        start = s * BK
+        if C % BK == 0:
+            place = s // (C // BK)
+            di = place // 3 - 1
+            dj = place % 3 - 1
+            seen = inside & (i + di >= 0) & (i + di < H) & (j + dj >= 0) & (j + dj < W)
+            packed = tl.load(
+                from_x + ((di * W + dj) * C + s % (C // BK) * BK) + k[None, :], mask=seen[:, None], other=0
+            )
+        else:  # places meet within a block
+            place = (start + k) // C
+            di = (place // 3 - 1)[None, :]
+            dj = (place % 3 - 1)[None, :]
+            seen = inside[:, None] & (place < 9)[None, :] & (i[:, None] + di >= 0) & (i[:, None] + di < H)
+            seen = seen & (j[:, None] + dj >= 0) & (j[:, None] + dj < W)
+            packed = tl.load(from_x + (di * W + dj) * C + ((start + k) % C)[None, :], mask=seen, other=0)
         mask_w = (n < N)[:, None]
-        if C % BK != 0:
-            mask_x = mask_x & (k < C - start)[None, :]
-            mask_w = mask_w & (k < C - start)[None, :]
-        packed = tl.load(from_x + ((di * W + dj) * C + start), mask=mask_x, other=0)
-        w = tl.trans(tl.load(from_w + (place * C + start), mask=mask_w, other=0))
+        if 9 * C % BK != 0:
+            mask_w = mask_w & (k < 9 * C - start)[None, :]
+        w = tl.trans(tl.load(from_w + start, mask=mask_w, other=0))
         grown = ()
         for t in tl.static_range(T):
             grown = grown + (tl.dot(_step(packed, t), w, sums[t], out_dtype=tl.int32),)
         sums = grown
     _fire(
-        sums, row, n, inside, scale, bias, membrane, membrane, spikes, step, decay, threshold, soft,
-        N, T, True, False, MEMBRANE, FIRE, SOFT,
+        sums, row, n, inside, scale, bias, (), membrane, spikes, tl.cast(step, tl.int64), constants,
+        N, T, True, False, MEMBRANE, FIRE, SOFT, ASM,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch import Tensor
 from .window import StdpWindow
 
 BLOCK = 1024
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @lru_cache(maxsize=64)
@@ -36,7 +36,7 @@ def width(n: int) -> int:
 
 def dot(dtype: torch.dtype) -> dict[str, Any]:
     """How products are taken: in bfloat16 for half-precision spikes, exactly for float32."""
-    half = dtype in (torch.bfloat16, torch.float16) and not _INTERPRETED
+    half = dtype in (torch.bfloat16, torch.float16) and not INTERPRETED
     return {"DOT": triton.language.bfloat16 if half else triton.language.float32, "PRECISION": "ieee"}
 
 
