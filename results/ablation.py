@@ -46,6 +46,7 @@ def items(base: Recipe, teacher: Path) -> dict[str, dict[str, Any]]:
         "norms": {"norm_batches": 50},
         "ema-norms": {"ema_decay": 0.998, "norm_batches": 50},
         "plif": {"model.options.neuron": "plif"},
+        "pool-gradient": {"model.options.pool_gradient": "largest"},
         "no-jump": {"model.options.window": {"jump": False}},
         "mean-attention": {"model.attention": "mean"},
         "vit": {"model.name": twin, "schedule.time_steps": f"1:{round(cost)}"},

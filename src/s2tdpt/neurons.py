@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .ops.lif import lif
+from .ops.lif.reference import charges
 from .ops.lif.surrogate import resolve
 
 
@@ -59,6 +60,12 @@ class LIF(nn.Module):
     def forward(self, current: Tensor) -> Tensor:
         """Spikes [T, ...] of current [T, ...], all steps at once, from rest."""
         return self._run(current, None)[0]
+
+    def charged(self, current: Tensor) -> Tensor:
+        """Membranes [T, ...] of current [T, ...] at each step before the threshold is applied; without gradients."""
+        start = torch.full_like(current[0], self.v_reset or 0.0)
+        names = ("tau", "v_threshold", "v_reset", "decay_input", "detach_reset", "surrogate", "alpha")
+        return charges(current, start, **{name: getattr(self, name) for name in names})
 
     def step(self, current: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Spike [...] and new membrane [...] of one step's current [...]."""

@@ -62,6 +62,17 @@ def test_geometries(options: dict[str, Any]) -> None:
     check(model, x)
 
 
+@pytest.mark.parametrize("options", [HIERARCHY, {}], ids=["stages", "a stem"])
+def test_pools_whose_gradient_goes_to_the_largest_charge(options: dict[str, Any]) -> None:
+    model, x = certain(2, 3, 4, 8, train=True, time_steps=2, pool_gradient="largest", **options)
+    check(model, x)
+    first = tiny(time_steps=2, **options).train()
+    first.load_state_dict(model.state_dict())
+    largest, other = call(model, x, "plain"), call(first, x, "plain")
+    assert torch.equal(largest.logits, other.logits)
+    assert not torch.allclose(largest.gradients["stem.conv.0.weight"], other.gradients["stem.conv.0.weight"])
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_in_bfloat16(train: bool) -> None:
     """Every dtype is the plain one and all numbers are finite; a batch's own norms spread what rounding changes."""

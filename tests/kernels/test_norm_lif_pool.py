@@ -22,7 +22,7 @@ def sensible(T: int, shared: bool, **_: Any) -> bool:
 
 CELLS = all_pairs(
     sensible, T=(1, 2, 4), grid=GRIDS, channels=(8, 20, 48), dtype=DTYPES, training=(True, False),
-    shared=(False, True), neuron=tuple(NEURONS), learn_tau=(True, False),
+    shared=(False, True), neuron=tuple(NEURONS), learn_tau=(True, False), largest=(False, True),
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def test_pairs(cell: dict[str, Any]) -> None:
     batch, height, width = cell["grid"]
     spec = NormLif(
         time_steps=cell["T"], training=cell["training"], pool=(height, width), bits=cell["channels"] % 8 == 0,
-        **neuron_constants(NEURONS[cell["neuron"]]),
+        largest=cell["largest"], **neuron_constants(NEURONS[cell["neuron"]]),
     )  # fmt: skip
     rows = batch * height * width
     inputs = make_inputs(spec, rows, cell["channels"], dtype=cell["dtype"], shared=cell["shared"])
@@ -69,3 +69,18 @@ def test_windows_that_overlap_add_up(T: int) -> None:
         (b,) = torch.autograd.grad(pooled, y, m.contiguous(), retain_graph=True)
         torch.testing.assert_close(a, b)
         assert float(a[:, 3 * 1 + 1].abs().min()) > 0
+
+
+@pytest.mark.parametrize("loud", [1.0, 5.0])
+def test_the_largest_charge_gets_the_gradient(loud: float) -> None:
+    """Of nine neurons, silent or firing, each window's gradient goes to the one that is charged the most."""
+    y = fenced(torch.arange(25.0).view(1, 25, 1).expand(1, 25, 8) / 25 * loud).requires_grad_()
+    ones, zeros = fenced(torch.ones(8)), fenced(torch.zeros(8))
+    inputs = Inputs(y, ones, zeros, zeros, ones, fenced(torch.tensor(0.5)), None)
+    spec = NormLif(time_steps=1, training=False, pool=(5, 5), largest=True)
+    pooled, *_ = norm_lif(*inputs.as_arguments(), spec)
+    (grad,) = torch.autograd.grad(pooled, y, torch.ones_like(pooled))
+    last = torch.zeros(5, 5, dtype=torch.bool)
+    last[[1, 1, 1, 3, 3, 3, 4, 4, 4], [1, 3, 4] * 3] = True
+    assert torch.equal((grad[0, :, 0] > 0).view(5, 5).cpu(), last)
+    assert bool(pooled.any()) is (loud > 2)

@@ -239,6 +239,7 @@ def test_the_command_line_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
         ({"stage_depths": (1, 1.5)}, "stage_depths must be a list of int"),
         ({"stage_mixers": ("none", "attention")}, "mixer 'attention' is unknown: use one of none, dwconv, conv"),
         ({"mixer": "pool"}, "mixer 'pool' is unknown"),
+        ({"pool_gradient": "last"}, "pool_gradient 'last' is unknown: use first or largest"),
         ({"family": "ann", "time_steps": 1}, "ANN twin has neither stages nor mixers"),
     ],
 )
@@ -278,7 +279,7 @@ class TestMaxFormer:
         """A threshold may be taken before a maximum or after it; only resets, over several steps, tell them apart."""
         functional = pytest.importorskip("spikingjelly.activation_based.functional")
         torch.manual_seed(1)
-        ours = Downsample(ModelConfig(), 8, 16).double().train()
+        ours = Downsample(ModelConfig(pool_gradient="largest"), 8, 16).double().train()
         their = theirs._MaxEmbedStage(8, 16, None, {"tau": 2.0, "detach_reset": True}, bias=False).double().train()
         functional.set_step_mode(their, "m")
         with torch.no_grad():
@@ -294,3 +295,8 @@ class TestMaxFormer:
             got = ours(u, (6, 8))
             assert torch.allclose(got, expected, atol=1e-10) is same
             assert got.std() > 0.1
+            grad = images(*got.shape, seed=1)
+            (ours_learn,) = torch.autograd.grad(got, ours.conv1.weight, grad)
+            (theirs_learn,) = torch.autograd.grad(expected, their.conv1.weight, grad)
+            assert torch.allclose(ours_learn, theirs_learn, atol=1e-10) is same
+            assert ours_learn.norm() > 0.1

@@ -25,6 +25,7 @@ class ModelConfig:
     `stem_pool[i]`: a max-pool (3, stride 2) before the stem's convolution i. `gain`: scale of eq. 23 is gain / N.
     `stage_*`: width, number of blocks and mixer of each stage before the `depth` blocks with attention, on a grid twice
     as fine as the next one's; `mixer` is that of the blocks with attention. See `MIXERS`.
+    `pool_gradient`: that of a maximum of spikes goes to their "first", or to the neuron with the "largest" charge.
     """
 
     family: str = "spiking"
@@ -41,6 +42,7 @@ class ModelConfig:
     stage_depths: tuple[int, ...] = ()
     stage_mixers: tuple[str, ...] = ()
     mixer: str = "none"
+    pool_gradient: str = "first"
     attention: str = "stdp"
     window: StdpWindow = field(default_factory=StdpWindow)
     gain: float = 8.0
@@ -68,6 +70,8 @@ class ModelConfig:
                 raise ModelError(f"model option mixer {mixer!r} is unknown: use one of {', '.join(MIXERS)}")
         if self.family not in ("spiking", "ann"):
             raise ModelError(f"model option family {self.family!r} is unknown: use spiking or ann")
+        if self.pool_gradient not in ("first", "largest"):
+            raise ModelError(f"model option pool_gradient {self.pool_gradient!r} is unknown: use first or largest")
         if self.family == "ann" and (self.stage_widths or self.mixer != "none"):
             raise ModelError("the ANN twin has neither stages nor mixers: leave out stage_widths and mixer")
         if self.neuron not in NEURONS:

@@ -48,6 +48,7 @@ class _FusedForward:
     def __init__(self, model: SpikingTransformer, x: Tensor) -> None:
         model.stem.check(x)
         self.stem = model.stem
+        self.largest = model.config.pool_gradient == "largest"
         grid = self.stem.grid(*x.shape[-2:])
         self.parts: list[tuple[_Part, Grid]] = [*_stages(self.stem, x), *((cast(Block, b), grid) for b in model.blocks)]
         self.static = x.ndim == 4
@@ -153,7 +154,8 @@ class _FusedForward:
         mean, var = cast(Tensor, bn.running_mean).float(), cast(Tensor, bn.running_var).float()
         bias = None if after is None else after.bias.detach()
         packs = lif is not None and torch.is_grad_enabled() and y.shape[-1] % 8 == 0
-        spec = replace(_spec(lif, self.T), training=bn.training, eps=bn.eps, membrane=membrane, pool=pool, bits=packs)
+        flags = {"training": bn.training, "membrane": membrane, "bits": packs, "largest": self.largest}
+        spec = replace(_spec(lif, self.T), eps=bn.eps, pool=pool, **flags)
         if bias is not None and not bn.training:
             mean = mean - bias
         tau = _inv_tau(lif, y.device)

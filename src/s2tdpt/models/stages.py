@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 from torch import Tensor, nn
 
+from ..neurons import LIF
 from ..normalisation import BatchNorm
+from ..ops.norm_lif.reference import pool_by
 from .block import Grid, LocalBlock, as_images, as_tokens
 from .config import ModelConfig
-from .stem import Stem
+from .stem import Stem, charges_decide
 
 
 class Downsample(nn.Module):
@@ -25,6 +28,7 @@ class Downsample(nn.Module):
         self.norm1 = BatchNorm(out)
         self.neuron1 = config.make_neuron()
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.pool_gradient = config.pool_gradient
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.norm2 = BatchNorm(out)
         self.shortcut = nn.Conv2d(width, out, 2, stride=2, bias=False)
@@ -33,8 +37,12 @@ class Downsample(nn.Module):
     def forward(self, u: Tensor, grid: Grid) -> Tensor:
         T = len(u)
         spikes = as_images(self.neuron(u), grid)
-        fine = self.neuron1(self.norm1(as_tokens(self.conv1(spikes), T)))
-        pooled = self.pool(as_images(fine, grid))
+        current = self.norm1(as_tokens(self.conv1(spikes), T))
+        fine = as_images(self.neuron1(current), grid)
+        if charges_decide(self.pool_gradient, self.neuron1):
+            pooled = pool_by(fine, as_images(cast(LIF, self.neuron1).charged(current), grid))
+        else:
+            pooled = self.pool(fine)
         main = self.norm2(as_tokens(self.conv2(pooled), T))
         return main + self.shortcut_norm(as_tokens(self.shortcut(spikes), T))
 

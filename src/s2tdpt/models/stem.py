@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..neurons import LIF
+from ..ops.norm_lif.reference import pool_by
 from .config import ModelConfig
+
+
+def charges_decide(pool_gradient: str, neuron: nn.Module) -> bool:
+    """Whether a pool's gradient goes by charges: without gradients the plain maximum is the same, and seen by hooks."""
+    return pool_gradient == "largest" and torch.is_grad_enabled() and isinstance(neuron, LIF)
 
 
 class Stem(nn.Module):
@@ -26,6 +34,7 @@ class Stem(nn.Module):
         self.neuron = nn.ModuleList(config.make_neuron() for _ in pairs[1:])
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
         self.pooled = config.stem_pool
+        self.pool_gradient = config.pool_gradient
         self.stride = 2 ** sum(config.stem_pool)
         self.in_channels = config.in_channels
 
@@ -51,7 +60,9 @@ class Stem(nn.Module):
             u = self._convolve(0, x.flatten(0, 1)).unflatten(0, x.shape[:2])
         for i, neuron in enumerate(self.neuron, start=1):
             spikes = neuron(u).flatten(0, 1).permute(0, 3, 1, 2)
-            if self.pooled[i]:
+            if self.pooled[i] and charges_decide(self.pool_gradient, neuron):
+                spikes = pool_by(spikes, neuron.charged(u).flatten(0, 1).permute(0, 3, 1, 2))
+            elif self.pooled[i]:
                 spikes = self.pool(spikes)
             u = self._convolve(i, spikes).unflatten(0, u.shape[:2])
         return u.flatten(2, 3)

@@ -61,10 +61,12 @@ def forward_kernel(
 def forward_pool_kernel(
     y, weight, bias, mean, var, inv_tau, spikes, index, bits,
     n, n_in, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
-    T: tl.constexpr, SHARED: tl.constexpr, EPS: tl.constexpr, PACK: tl.constexpr,
+    T: tl.constexpr, SHARED: tl.constexpr, EPS: tl.constexpr, PACK: tl.constexpr, LARGEST: tl.constexpr,
     THRESHOLD: tl.constexpr, REST: tl.constexpr, SOFT: tl.constexpr, DECAY_INPUT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Max-pool (3, stride 2, padding 1) of LIF(BN(y)); index = which of the 9 places the gradient goes to.
+
+    That is the first spike, or the first place where none fired; LARGEST: the largest charge.
 
     The neurons of the nine places are integrated once for each window that they are in: arithmetic is cheap here,
     writing the unpooled spikes is not.
@@ -82,7 +84,9 @@ def forward_pool_kernel(
     image = offset // (C * WP * HP)
     fired = ()
     place = ()
+    charge = ()
     for t in tl.static_range(T):
+        charge = charge + (tl.full([BLOCK], -float("inf"), tl.float32),)
         fired = fired + (tl.zeros([BLOCK], tl.int32),)
         place = place + (tl.full([BLOCK], 9, tl.int32),)
     for s in tl.static_range(9):
@@ -93,16 +97,23 @@ def forward_pool_kernel(
         v = tl.full([BLOCK], REST, tl.float32)
         fired_now = ()
         place_now = ()
+        charge_now = ()
         for t in tl.static_range(T):
             x = tl.load(y + (0 if SHARED else t) * n_in + at, mask=inside, other=0.0).to(tl.float32) * a + b
             h = _charge(v, x, k, REST, DECAY_INPUT)
             v = _reset(h, h >= THRESHOLD, THRESHOLD, REST, SOFT)
             here = inside & (h >= THRESHOLD)
-            picked = (inside & (place[t] == 9)) | (here & (fired[t] == 0))  # the first maximum in reading order
+            if LARGEST:
+                picked = inside & ((place[t] == 9) | (h > charge[t]))
+                charge_now = charge_now + (tl.where(picked, h, charge[t]),)
+            else:
+                picked = (inside & (place[t] == 9)) | (here & (fired[t] == 0))  # the first maximum in reading order
+                charge_now = charge_now + (charge[t],)
             place_now = place_now + (tl.where(picked, s, place[t]),)
             fired_now = fired_now + (fired[t] | here.to(tl.int32),)
         fired = fired_now
         place = place_now
+        charge = charge_now
     for t in tl.static_range(T):
         tl.store(spikes + t * n + offset, fired[t].to(tl.float32).to(spikes.dtype.element_ty), mask=mask)
         tl.store(index + t * n + offset, place[t].to(tl.uint8), mask=mask)

@@ -88,7 +88,8 @@ def norm_lif_op(
         n = spikes.numel() // T
         forward_kernels.forward_pool_kernel[(triton.cdiv(n, _POOL_BLOCK),)](
             y, weight, bias, *stats, inv_tau, spikes, index, bits, n, M * C,
-            H=H, W=W, HP=_pooled(H), WP=_pooled(W), BLOCK=_POOL_BLOCK, **common,
+            H=H, W=W, HP=_pooled(H), WP=_pooled(W), LARGEST=spec.largest,
+            BLOCK=_POOL_BLOCK, **common,
         )  # fmt: skip
     else:
         forward_kernels.forward_kernel[(triton.cdiv(M * C, _BLOCK),)](
