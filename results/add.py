@@ -20,7 +20,7 @@ from results import rows
 from results.goals import read_goals
 from s2tdpt.errors import DataError, RecipeError, S2tdptError
 from s2tdpt.training.checkpoint import write_atomic
-from s2tdpt.training.folder import LOG, METRICS, RECIPE, first_difference
+from s2tdpt.training.folder import LOG, METRICS, MODEL, RECIPE, first_difference
 from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides
 
 
@@ -54,7 +54,12 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     metrics = rows.read_json(run / METRICS)
     if not metrics:
         raise DataError(f"{run} holds no {METRICS}: it is no finished run")
-    recipe = portable(load_recipe(run / RECIPE))
+    recipe = load_recipe(run / RECIPE)
+    files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
+    if portable(recipe) != recipe:
+        recipe = portable(recipe)
+        metrics.setdefault("distill", {})["teacher"] = recipe.to_dict()["distill"]["teacher"]
+        files |= {RECIPE: recipe.to_yaml().encode(), METRICS: _json(metrics)}
     place = _place(run, root, recipe, asked)
     before = rows.read_json(place / rows.PROVENANCE)
     known = {"goal": before.get("goal", _goal(recipe, place, root))} | rows.read_json(run / rows.PROVENANCE)
@@ -66,16 +71,17 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     known["command"] = known.get("command") or command(recipe, place)
     measured = rows.read_json(asked.measured or run / rows.MEASURED)
     measured.pop("confusion", None)  # of the files that ship only
-    if recipe.distill is not None and "distill" in metrics:
-        metrics["distill"]["teacher"] = recipe.distill.teacher
-    files = {LOG: (run / LOG).read_bytes(), RECIPE: recipe.to_yaml().encode(), METRICS: _json(metrics)}
+    weights = rows.read_json(run / f"{MODEL}.json").get("sha256")
+    if measured and weights and measured.get("sha256") != weights:
+        raise DataError(f"{asked.measured or run / rows.MEASURED} was measured on other weights than {run} holds")
     files[rows.PROVENANCE] = _json(known)
-    if measured:
-        files[rows.MEASURED] = _json(measured)
+    files |= {rows.MEASURED: _json(measured)} if measured else {}
     verb = "replaced" if (place / METRICS).exists() else "added"
     place.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(place / name, content)
+    if not measured:  # those of a run that was here before
+        (place / rows.MEASURED).unlink(missing_ok=True)
     row = rows.from_folder(place, root)
     return f"{verb} {row.run}: {row.top1_last:.2%} on {row.data} ({row.evaluated_on}), {row.minutes:.1f} minutes"
 
@@ -107,7 +113,7 @@ def portable(recipe: Recipe) -> Recipe:
 def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace) -> Path:
     """Where a run is kept; a run that is there already stays there."""
     if run.resolve().parents[1] == root.resolve():
-        return run
+        return root / run.resolve().relative_to(root.resolve())
     if asked.ablation:
         return root / rows.ABLATION_RUNS / f"{asked.ablation}-seed{recipe.seed}"
     if recipe.name in list_recipes() and not asked.variant:

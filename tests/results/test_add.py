@@ -65,6 +65,8 @@ def test_a_run_becomes_a_row(make_run, root: Path) -> None:
     assert {key: row[key] for key in expected} == expected
     assert "paper table" in row["energy_rule"]
     assert "200 images" in row["energy_rule"]
+    for name in ("recipe.yaml", "log.csv", "metrics.json"):
+        assert (root / "cifar10_fast/seed1" / name).read_bytes() == (run / name).read_bytes()
     kept = {path.name for path in (root / "cifar10_fast/seed1").iterdir()}
     assert kept == {"recipe.yaml", "log.csv", "metrics.json", "provenance.json", "measured.json"}
     assert "confusion" not in json.loads((root / "cifar10_fast/seed1/measured.json").read_text())
@@ -93,6 +95,27 @@ def test_adding_again_replaces(make_run, root: Path, capsys: pytest.CaptureFixtu
     add.main([str(root / "cifar10_fast/seed0"), "--goal", "", "--results", str(root)])
     assert table(root)[0]["goal"] == ""
     assert capsys.readouterr().out.startswith("added cifar10_fast/seed0: 94.00% on cifar10")
+
+
+def test_figures_of_a_run_that_was_there_before_go(make_run, root: Path) -> None:
+    add.main([str(make_run("first", measured=MEASURED)), "--results", str(root)])
+    assert table(root)[0]["energy_mj"] == "0.4322"
+    add.main([str(make_run("second")), "--results", str(root)])
+    assert table(root)[0]["energy_mj"] == ""
+
+
+def test_figures_of_other_weights_are_refused(make_run, root: Path, capsys) -> None:
+    run = make_run("one", measured=MEASURED | {"sha256": "1"})
+    (run / "model.json").write_text('{"sha256": "2"}')
+    assert add.main([str(run), "--results", str(root)]) == 2
+    assert "measured on other weights" in capsys.readouterr().err
+
+
+def test_a_run_is_named_from_where_one_stands(make_run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add.main([str(make_run("first")), "--results", str(root)])
+    monkeypatch.chdir(root.parent)
+    assert add.main(["results/cifar10_fast/seed0", "--goal", "5", "--results", str(root)]) == 0
+    assert [row["goal"] for row in table(root)] == ["5"]
 
 
 def test_the_commit_has_to_be_known(make_run, root: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
