@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Stem(nn.Module):
         for i, neuron in enumerate(self.neuron, start=1):
             spikes = neuron(u).flatten(0, 1).permute(0, 3, 1, 2)
             if self.pooled[i] and charges_decide(self.pool_gradient, neuron):
-                spikes = pool_by(spikes, neuron.charged(u).flatten(0, 1).permute(0, 3, 1, 2))
+                spikes = pool_by(spikes, cast(LIF, neuron).charged(u).flatten(0, 1).permute(0, 3, 1, 2))
             elif self.pooled[i]:
                 spikes = self.pool(spikes)
             u = self._convolve(i, spikes).unflatten(0, u.shape[:2])
