@@ -30,7 +30,7 @@ def pictures(n: int = 3) -> Tensor:
 
 def fastest(name: str):
     """Timing that finds `name` the quickest."""
-    return lambda runs: {each: 1.0 if each == name else 2.0 for each in runs}
+    return lambda runs, place: {each: 1.0 if each == name else 2.0 for each in runs}
 
 
 @torch.no_grad()
@@ -184,10 +184,10 @@ def test_accelerate_only_what_takes_long(model: nn.Module, monkeypatch) -> None:
     assert accelerate(model, pictures(), 40) is model  # soon done
     monkeypatch.setattr(compiled, "_race", fastest("plain"))
     assert accelerate(model, pictures(), 10**9) is model
-    monkeypatch.setattr(compiled, "_race", lambda runs: {each: float(each == "plain") for each in runs})
+    monkeypatch.setattr(compiled, "_race", lambda runs, place: {each: float(each == "plain") for each in runs})
     run = accelerate(model, pictures(), 10**9)
     assert isinstance(run, CompiledModel)
-    monkeypatch.setattr(compiled, "_WORTHWHILE_SECONDS", 0.0)
+    monkeypatch.setitem(compiled._WORTHWHILE_SECONDS, "cpu", 0.0)
     assert accelerate(model, pictures(), 32) is model
     assert accelerate(model, pictures(), 33) is not model
     twin = create_model("vit_tiny").eval()
@@ -211,10 +211,10 @@ def test_a_long_evaluation_compiles_by_itself(model: nn.Module, noise: data.Imag
     answered: list[int] = []
     answer = Engine.__call__
     monkeypatch.setattr(Engine, "__call__", lambda self, x, T: answered.append(len(x)) or answer(self, x, T))
-    monkeypatch.setattr(compiled, "_race", lambda runs: {each: float(each == "plain") for each in runs})
+    monkeypatch.setattr(compiled, "_race", lambda runs, place: {each: float(each == "plain") for each in runs})
     evaluate(model.train(), noise, device="cpu")
     assert answered == []  # a short one does not
-    monkeypatch.setattr(compiled, "_WORTHWHILE_SECONDS", 0.0)
+    monkeypatch.setitem(compiled._WORTHWHILE_SECONDS, "cpu", 0.0)
     evaluate(model, noise, device="cpu", precision="float32")
     assert answered == []  # nor one that has to be exact
     evaluate(model, noise, device="cpu")

@@ -1,4 +1,4 @@
-"""Fast inference on a CPU: `compile_for_inference(model)` answers as `model` does, in a fraction of the time."""
+"""Fast inference: `compile_for_inference(model)` answers as `model` does, in a fraction of the time."""
 
 from __future__ import annotations
 

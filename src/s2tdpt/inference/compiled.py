@@ -1,25 +1,33 @@
-"""Choosing the engine: by what the CPU can do, and by a short timing beside the plain model."""
+"""Choosing the engine: by what the CPU or GPU can do, and by a short timing beside the plain model."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, ModelError
 from ..models.dispatch import watched
+from . import gpu
 from .engine import Engine, obstacle
 from .synapses import integer_obstacle
 
 PRECISIONS = ("auto", "float32", "int16", "int8")
-_TIMED_IMAGES = 4
+_TIMED_IMAGES = {"cpu": 4, "cuda": 128}
 _ROUNDS = 3
 _FEW = 32
-_WORTHWHILE_SECONDS = 5.0
+_WORTHWHILE_SECONDS = {"cpu": 5.0, "cuda": 30.0}
+"""A GPU's kernels are compiled first."""
+
+
+class _Runs(Protocol):
+    def __call__(self, x: Tensor, time_steps: int) -> Tensor: ...
+
+    def refusal(self, x: Tensor, time_steps: int) -> str | None: ...
 
 
 class CompiledModel(nn.Module):
@@ -29,9 +37,9 @@ class CompiledModel(nn.Module):
     Hooks and listeners of energy and explanation see the plain model, which runs while anybody watches.
     """
 
-    def __init__(self, model: nn.Module, engine: Engine | None, precision: str) -> None:
+    def __init__(self, model: nn.Module, engine: _Runs | None, precision: str, *, asked: bool = False) -> None:
         super().__init__()
-        self.model, self.precision, self.engine = model, precision, engine
+        self.model, self.precision, self.engine, self.asked = model, precision, engine, asked
         self.seconds: dict[str, float] = {}
         self.training = False
 
@@ -53,48 +61,80 @@ class CompiledModel(nn.Module):
             raise ModelError("a model compiled for inference cannot be trained: train the model and compile it again")
         if self.engine is None or watched(self):
             return self.model(x)
-        return self.engine(x, self.time_steps)
+        if (refusal := self.engine.refusal(x, self.time_steps)) is None:
+            return self.engine(x, self.time_steps)
+        if self.asked:
+            raise ModelError(f"inference in {self.precision} is not available: {refusal}")
+        return self.model(x)
 
 
 def compile_for_inference(model: nn.Module, *, precision: str = "auto", example: Tensor | None = None) -> CompiledModel:
-    """A callable that answers as `model` in evaluation mode does, faster, on the CPU; it keeps today's weights.
+    """A callable that answers as `model` in evaluation mode does, faster, where `model` is; it keeps today's weights.
 
-    "float32" folds the normalisations and fuses the neurons, with the weights' own precision. "int16" and "int8" round
-    the weights to as many bits, one scale a channel, and sum exactly; they need AVX-512 VNNI. Weights that were stored
-    in 8 bits lose nothing. "auto" is "int8" where the CPU has it, else "float32", or the plain model where that was not
-    slower on `example` (images; default: random ones, 8 x 8 tokens). Raises `ModelError` where a precision that was
-    asked for cannot be had.
+    On a CPU "float32" folds the normalisations and fuses the neurons, with the weights' own precision; "int16" and
+    "int8" round the weights to as many bits, one scale a channel, and sum exactly; they need AVX-512 VNNI. On a GPU
+    there is "int8". Weights that were stored in 8 bits lose nothing. "auto" is "int8" where it is to be had, else
+    "float32", or the plain model where that was not slower on `example` (images; default: random ones, 8 x 8 tokens).
+    Raises `ModelError` where a precision that was asked for cannot be had.
     """
     if precision not in PRECISIONS:
         raise ModelError(f"precision {precision!r} is unknown: use one of {', '.join(PRECISIONS)}")
     if model.training:
         raise ModelError("compile_for_inference takes a model in evaluation mode: call model.eval() first")
-    hindrance = obstacle(model)
-    if hindrance is None and precision in ("int16", "int8"):
-        hindrance = integer_obstacle()
+    asked = precision != "auto"
+    place = _device(model)
+    hindrance = _hindrance(model, place, precision)
     if hindrance is not None:
-        if precision != "auto":
+        if asked:
             raise ModelError(f"inference in {precision} is not available: {hindrance}")
         return CompiledModel(model, None, "plain")
-    if precision != "auto":
-        return CompiledModel(model, Engine(model, precision), precision)  # pyright: ignore[reportArgumentType]
-    compiled = compile_for_inference(model, precision="float32" if integer_obstacle() else "int8")
-    x = _example(model) if example is None else example
-    seconds = _race({"plain": lambda: model(x), compiled.precision: lambda: compiled(x)})
-    chosen = compiled if seconds[compiled.precision] < seconds["plain"] else CompiledModel(model, None, "plain")
+    if not asked:
+        precision = "float32" if place.type == "cpu" and integer_obstacle() else "int8"
+    compiled = CompiledModel(model, _engine(model, place, precision), precision, asked=asked)
+    if asked:
+        return compiled
+    x = _example(model, place) if example is None else example
+    seconds = _race({"plain": lambda: model(x), precision: lambda: compiled(x)}, place)
+    chosen = compiled if seconds[precision] < seconds["plain"] else CompiledModel(model, None, "plain")
     chosen.seconds = seconds
     return chosen
 
 
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _hindrance(model: nn.Module, place: torch.device, precision: str) -> str | None:
+    """Why there is no engine of that precision there, or None."""
+    if place.type != "cuda":
+        return obstacle(model) or (integer_obstacle() if precision in ("int16", "int8") else None)
+    if precision in ("float32", "int16"):
+        return "on a GPU the choice is int8 or the model itself, whose kernels are fused already"
+    return gpu.obstacle(model)
+
+
+def _engine(model: Any, place: torch.device, precision: str) -> _Runs:
+    if place.type != "cuda":
+        return Engine(model, precision)
+    from .packed import PackedEngine  # which needs Triton
+
+    return PackedEngine(model)
+
+
 def accelerate(model: nn.Module, x: Tensor, images: int) -> nn.Module:
     """What answers `images` images like x [B, C, H, W] soonest, compiling included: a compiled model, or `model`."""
-    if images <= _FEW or x.device.type != "cpu" or obstacle(model) is not None:
+    place = x.device
+    if images <= _FEW or place.type not in _WORTHWHILE_SECONDS:
         return model
-    x = x[:_TIMED_IMAGES]
-    started = time.perf_counter()
+    if place.type == "cpu" and obstacle(model) is not None:
+        return model
+    count = _TIMED_IMAGES[place.type]
+    x = x.repeat(-(-count // len(x)), *(1,) * (x.ndim - 1))[:count]
     with torch.no_grad():
-        model(x)
-    if (time.perf_counter() - started) / len(x) * images < _WORTHWHILE_SECONDS:
+        if place.type == "cuda":
+            model(x)  # compiles its own kernels
+        seconds = _seconds(lambda: model(x), place)
+    if seconds / len(x) * images < _WORTHWHILE_SECONDS[place.type]:
         return model
     compiled = compile_for_inference(model, example=x)
     return model if compiled.engine is None else compiled
@@ -123,19 +163,25 @@ def agreement(
     return {"n": n, **dict(zip(names, (totals / n).tolist(), strict=True))}
 
 
-def _example(model: Any) -> Tensor:
+def _example(model: Any, place: torch.device) -> Tensor:
     side = 8 * model.stem.stride
     made = torch.Generator().manual_seed(0)
-    return torch.randn(_TIMED_IMAGES, model.config.in_channels, side, side, generator=made)
+    return torch.randn(_TIMED_IMAGES[place.type], model.config.in_channels, side, side, generator=made).to(place)
 
 
 @torch.no_grad()
-def _race(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+def _race(runs: dict[str, Callable[[], object]], place: torch.device) -> dict[str, float]:
     """Median seconds of each, in alternation, after one round to warm up."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(1 + _ROUNDS):
         for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(_seconds(run, place))
     return {name: statistics.median(found[1:]) for name, found in times.items()}
+
+
+def _seconds(run: Callable[[], object], place: torch.device) -> float:
+    started = time.perf_counter()
+    run()
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    return time.perf_counter() - started

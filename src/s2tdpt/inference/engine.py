@@ -30,7 +30,19 @@ _ELEMENTS = 1 << 22
 
 
 def obstacle(model: nn.Module) -> str | None:
-    """Why this model has no engine, or None."""
+    """Why this model has no engine on a CPU, or None."""
+    if (unknown := structure(model)) is not None:
+        return unknown
+    devices, dtypes = ({getattr(p, kind) for p in model.parameters()} for kind in ("device", "dtype"))
+    if devices != {torch.device("cpu")}:
+        return "the model is not on the CPU"
+    if dtypes not in ({torch.float32}, {torch.float64}):
+        return "the weights are not all in float32 or all in float64"
+    return None
+
+
+def structure(model: nn.Module) -> str | None:
+    """What no engine knows about this model, or None."""
     if type(model) is not SpikingTransformer:
         return f"{type(model).__name__} is not a spiking Transformer of this package"
     for name, module in model.named_modules():
@@ -38,11 +50,6 @@ def obstacle(model: nn.Module) -> str | None:
             return f"{name} is a {type(module).__name__}, which it does not know"
         if isinstance(module, _NORMS) and (module.running_mean is None or not module.affine):
             return f"{name} has no running statistics or no weight"
-    devices, dtypes = ({getattr(p, kind) for p in model.parameters()} for kind in ("device", "dtype"))
-    if devices != {torch.device("cpu")}:
-        return "the model is not on the CPU"
-    if dtypes not in ({torch.float32}, {torch.float64}):
-        return "the weights are not all in float32 or all in float64"
     return None
 
 
@@ -79,6 +86,10 @@ class Engine:
         self.neurons = [Membrane.of(cast(LIF, neuron)) for neuron in stem.neuron]
         self.blocks = [self._block(cast(Block, block)) for block in model.blocks]
         self.head = -model.head.weight.detach().to(self.dtype), model.head.bias.detach().to(self.dtype, copy=True)
+
+    def refusal(self, x: Tensor, time_steps: int) -> str | None:
+        """Why it cannot answer these images, or None: it always can."""
+        return None
 
     @torch.no_grad()
     def __call__(self, x: Tensor, time_steps: int) -> Tensor:

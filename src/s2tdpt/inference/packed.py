@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import RandomAttention, STDPAttention
+from ..errors import InputError
 from ..models.block import Block
 from ..models.transformer import SpikingTransformer
 from ..neurons import LIF
@@ -17,7 +18,9 @@ from ..ops.packed import Constants
 from ..ops.packed import triton as ops
 from ..ops.packed.triton import Weight
 from ..ops.stdp.launch import window_table
+from ..ops.stdp.limits import TILE_TOKENS
 from .fold import Norm, fold
+from .gpu import current_device, too_many
 from .synapses import quantised
 
 _GRAPHS = 4
@@ -39,13 +42,17 @@ class _Block:
 
 
 class PackedEngine:
-    """`engine(x, time_steps)` gives the logits of `model(x)` in evaluation mode; weights are those of now."""
+    """`engine(x, time_steps)` gives the logits of `model(x)` in evaluation mode; weights are those of now.
+
+    `membrane`: in which precision those between blocks are stored. With float32 nothing but the weights is rounded;
+    with half precision those of attention are too.
+    """
 
     def __init__(self, model: SpikingTransformer, *, membrane: torch.dtype = torch.float16) -> None:
         self.device = model.head.weight.device
         self.membrane = membrane
         stem = model.stem
-        self.check, self.pooled = stem.check, stem.pooled
+        self.check, self.grid, self.pooled = stem.check, stem.grid, stem.pooled
         conv, norm = cast(nn.Conv2d, stem.conv[0]), cast(Norm, stem.norm[0])
         weight, bias = fold(conv.weight, conv.bias, norm)
         ones = torch.ones_like(bias, dtype=torch.float32)
@@ -59,11 +66,20 @@ class PackedEngine:
         self.head = model.head.weight.detach().float(), model.head.bias.detach().float()
         self._recorded: dict[tuple[Any, ...], Callable[[Tensor], Tensor]] = {}
 
+    def refusal(self, x: Tensor, time_steps: int) -> str | None:
+        """Why it cannot answer these images, or None."""
+        self.check(x)
+        height, width = self.grid(*x.shape[-2:])
+        if height * width > TILE_TOKENS:
+            return f"a head of {height * width} tokens does not fit into one tile of {TILE_TOKENS}"
+        return too_many(time_steps if x.ndim == 4 else len(x))
+
     @torch.no_grad()
     def __call__(self, x: Tensor, time_steps: int) -> Tensor:
-        self.check(x)
+        if x.device != self.device:
+            raise InputError(f"the images are on {x.device}, the model is on {self.device}")
         x = x.float()
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), current_device(self.device):
             if not x.is_cuda or torch.cuda.is_current_stream_capturing():
                 return self.logits(x, time_steps)
             key = (*x.shape, *x.stride(), time_steps)
@@ -77,9 +93,11 @@ class PackedEngine:
         """Without a graph."""
         T = time_steps if x.ndim == 4 else x.shape[0]
         spikes, u, tokens = self._embed(x, T)
+        half = self.membrane != torch.float32
         for block, next_neuron in zip(self.blocks, self.next_neurons, strict=True):
             qkv = ops.linear(spikes, block.qkv, block.qkv_neuron, T)
-            mixed = ops.stdp(qkv, block.window, block.gain / tokens, block.mix_neuron, block.heads, T, tokens)
+            gain = block.gain / tokens
+            mixed = ops.stdp(qkv, block.window, gain, block.mix_neuron, block.heads, T, tokens, half=half)
             spikes = ops.linear(mixed, block.proj, block.mlp_neuron, T, u)
             hidden = ops.linear(spikes, block.fc1, block.fc2_neuron, T)
             spikes = ops.linear(hidden, block.fc2, next_neuron, T, u)

@@ -98,11 +98,11 @@ _WINDOW_ASM = tl.constexpr(
 @triton.jit
 def stdp_kernel(
     qkv, words, out, window, scale, constants, N, H: tl.constexpr, D: tl.constexpr, T: tl.constexpr,
-    SOFT: tl.constexpr, ASM: tl.constexpr, WORD: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    SOFT: tl.constexpr, ASM: tl.constexpr, HALF: tl.constexpr, WORD: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """scale * w * V of one head of one image and its neuron, of packed spikes [images, N, 3 * H * D] to [.., H * D].
 
-    words: qkv as words of WORD bytes.
+    words: qkv as words of WORD bytes. HALF: w in half precision.
     """
     pid = tl.program_id(0)
     head = pid % H
@@ -133,8 +133,13 @@ def stdp_kernel(
             )  # fmt: skip
         else:
             w, _ = _weights(r_q - r_k, window, head)
-        values = (v & (1 << t)).to(tl.float16, bitcast=True)  # a subnormal number, 2^(t - 24), exact in products
-        currents = currents + (scale * (1 << (24 - t)) * tl.dot(w.to(tl.float16), values),)
+        if HALF:
+            values = (v & (1 << t)).to(tl.float16, bitcast=True)  # a subnormal number, 2^(t - 24), exact in products
+            current = scale * (1 << (24 - t)) * tl.dot(w.to(tl.float16), values)
+        else:
+            values = ((v >> t) & 1).to(tl.float32)
+            current = scale * tl.dot(w, values, input_precision="tf32x3")
+        currents = currents + (current,)
     to = (first + n)[:, None] * (H * D) + (head * D + d)[None, :]
     tl.store(out + to, _spikes(currents, constants, T, SOFT, ASM), mask=mask)
 

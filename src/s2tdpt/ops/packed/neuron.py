@@ -41,6 +41,17 @@ class Constants:
                 self._on[device] = torch.tensor([self.decay, self.threshold, self.soft or 0.0], device=device)
         return self._on[device]
 
+    def fire(self, currents: Tensor) -> Tensor:
+        """Spikes [T, ...], uint8, of currents [T, ...] with PyTorch's operators: what the kernels must give."""
+        n = torch.zeros_like(currents[0])
+        spikes: list[Tensor] = []
+        for current in currents:
+            n = n * self.decay + current
+            fired = n >= self.threshold
+            spikes.append(fired.to(torch.uint8))
+            n = torch.where(fired, torch.zeros_like(n) if self.soft is None else n - self.soft, n)
+        return torch.stack(spikes)
+
 
 def ptx(time_steps: int, *, soft: bool) -> str:
     """PTX for four neurons at once: from their currents (float32) at all steps, and decay and threshold (and soft).

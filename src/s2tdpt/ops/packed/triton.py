@@ -166,9 +166,13 @@ def pool(x: Tensor) -> Tensor:
 
 
 def stdp(
-    qkv: Tensor, window: Tensor, scale: float, neuron: Constants, num_heads: int, time_steps: int, tokens: int
-) -> Tensor:
-    """Packed spikes [B * N, D] of the neuron behind STDP attention, of packed qkv [B * N, 3 * D]; N <= 128."""
+    qkv: Tensor, window: Tensor, scale: float, neuron: Constants, num_heads: int, time_steps: int, tokens: int,
+    *, half: bool = True,
+) -> Tensor:  # fmt: skip
+    """Packed spikes [B * N, D] of the neuron behind STDP attention, of packed qkv [B * N, 3 * D]; N <= 128.
+
+    `half`: weights are rounded to half precision.
+    """
     M, D3 = qkv.shape
     features = D3 // (3 * num_heads)
     out = qkv.new_empty(M, D3 // 3)
@@ -178,7 +182,7 @@ def stdp(
     words = qkv.view(torch.int32) if word == 4 else qkv
     edge_kernels.stdp_kernel[(M // tokens * num_heads,)](
         qkv, words, out, window, scale, N=tokens, H=num_heads, D=features, T=time_steps, BN=width(tokens),
-        BD=width(features), WORD=word, **options,
+        BD=width(features), WORD=word, HALF=half, **options,
     )  # fmt: skip
     return out
 
