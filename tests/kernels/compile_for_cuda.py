@@ -20,6 +20,9 @@ from s2tdpt.ops.charge.triton import add_constant_op
 from s2tdpt.ops.depthwise.triton import depthwise, depthwise_weight
 from s2tdpt.ops.norm_lif import NormLif
 from s2tdpt.ops.norm_lif.triton import norm_lif, unpack
+from s2tdpt.ops.packed import Constants
+from s2tdpt.ops.packed import triton as ops
+from s2tdpt.ops.packed.triton import Weight
 from s2tdpt.ops.stdp import triton as stdp
 from s2tdpt.ops.stdp.launch import window_table
 from s2tdpt.ops.stdp.tiles import stdp_lif_op
@@ -86,6 +89,42 @@ def depthwise_convolution(channels: int, dtype: torch.dtype, *, packed: bool) ->
     return launch
 
 
+def packed(T: int, K: int, N: int, neuron: Constants | None, membrane: torch.dtype | None) -> Callable[[], None]:
+    """A linear layer and a convolution of packed spikes."""
+
+    def launch() -> None:
+        weights = (Weight(zeros8(N, *k), torch.zeros(N), torch.zeros(N)) for k in ((K,), (3, 3, K)))
+        for op, x, weight in zip((ops.linear, ops.conv), (zeros8(70, K), zeros8(2, 5, 7, K)), weights, strict=True):
+            op(x, weight, neuron, T, None if membrane is None else torch.zeros(T, 70, N, dtype=membrane))
+
+    return launch
+
+
+def packed_pixels(T: int, neuron: Constants | None, *, still: bool) -> Callable[[], None]:
+    def launch() -> None:
+        x = torch.zeros(*(() if still else (T,)), 2, 3, 4, 4)
+        weight = Weight(torch.zeros(27, 48), torch.zeros(48), torch.zeros(48))
+        ops.pixels(x, weight, neuron, T, None if neuron else torch.zeros(T, 32, 48))
+
+    return launch
+
+
+def packed_attention(T: int, N: int, D: int, *, half: bool) -> Callable[[], None]:
+    table = window_table(StdpWindow(), 2, D, torch.device("cpu"))
+    return lambda: (ops.stdp(zeros8(3 * N, 6 * D), table, 0.1, HARD, 2, T, N, half=half), None)[1]
+
+
+def packed_edges() -> None:
+    ops.pool(zeros8(2, 5, 7, 3))
+    ops.pool(zeros8(2, 8, 8, 8))
+    ops.head(ops.mean(torch.zeros(2, 20, 24, dtype=FP16), 10), torch.zeros(5, 24), torch.zeros(5))
+
+
+def zeros8(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int8)
+
+
+HARD, GENTLE = Constants(0.5, 2.0, None), Constants(0.5, 2.0, 2.0)
 PLAIN = NormLif(time_steps=2, training=True, bits=True)
 SOFT = NormLif(time_steps=2, training=True, membrane=True, v_reset=None, surrogate="atan", detach_reset=False)
 CELLS = {
@@ -106,6 +145,16 @@ CELLS = {
     "one query": attention(1, 130, 20, FP16),
     "one key": attention(130, 1, 20, FP16),
     "most buckets": attention(200, 200, 128, BF16),
+    "packed spikes": packed(4, 96, 96, HARD, None),
+    "packed spikes, one step": packed(1, 16, 8, GENTLE, FP16),
+    "packed spikes, eight steps": packed(8, 64, 64, HARD, FP32),
+    "packed spikes, no neuron": packed(3, 48, 40, None, BF16),
+    "packed pixels": packed_pixels(4, HARD, still=True),
+    "packed pixels, no neuron": packed_pixels(2, None, still=False),
+    "packed attention": packed_attention(4, 64, 32, half=True),
+    "packed attention, exact": packed_attention(2, 1, 6, half=False),
+    "packed attention, largest": packed_attention(2, 128, 128, half=True),
+    "packed pools, mean, head": packed_edges,
     "price of a spike": lambda: add_constant_op(torch.zeros(3, 700, dtype=BF16), 0.5),
 }
 

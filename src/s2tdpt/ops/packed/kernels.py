@@ -167,11 +167,11 @@ def conv_kernel(
             packed = tl.load(
                 from_x + ((di * W + dj) * C + s % (C // BK) * BK) + k[None, :], mask=seen[:, None], other=0
             )
-        else:  # places meet within a block
+        else:  # places meet within a block; weights beyond the ninth are 0
             place = (start + k) // C
             di = (place // 3 - 1)[None, :]
             dj = (place % 3 - 1)[None, :]
-            seen = inside[:, None] & (place < 9)[None, :] & (i[:, None] + di >= 0) & (i[:, None] + di < H)
+            seen = inside[:, None] & (i[:, None] + di >= 0) & (i[:, None] + di < H)
             seen = seen & (j[:, None] + dj >= 0) & (j[:, None] + dj < W)
             packed = tl.load(from_x + (di * W + dj) * C + ((start + k) % C)[None, :], mask=seen, other=0)
         mask_w = (n < N)[:, None]
