@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from benchmarks import ours, parity
 from benchmarks.common import Case, Run, start
@@ -24,20 +23,10 @@ THREADS = 2
 PEERS = ("float32", "bfloat16")
 
 
-@torch.no_grad()
-def in_eight_bits(model: nn.Module) -> nn.Module:
-    """Every matrix and kernel rounded to 8-bit levels, one scale a channel, so that integer products are exact."""
-    for weight in model.parameters():
-        if weight.ndim > 1:
-            scale = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / 127
-            weight.copy_((weight / scale).round() * scale)
-    return model
-
-
 def variants(case: Case) -> dict[str, Run]:
     """The same weights through each of ours, after every one's logits have been found to be right."""
     x, _ = ours.batch(case)
-    plain = in_eight_bits(ours.evaluated(case, "plain"))
+    plain = ours.in_eight_bits(ours.evaluated(case, "plain"))
     chosen = compile_for_inference(plain, example=x)
     models = {"plain float32": plain, "compiled float32": compile_for_inference(plain, precision="float32")}
     models[f"compiled, chosen here: {chosen.precision}"] = chosen

@@ -8,19 +8,21 @@ product rate; the limit is the sum over operators of the larger of the two. What
   product's output, write spikes. Statistics, and the sums that BatchNorm's gradient needs, cost no pass of their own.
 - Weights, statistics and losses are too small to count, but for the optimiser's pass over weights and moments.
 - STDP attention goes by spike counts: few operations, so its bytes decide.
+- With packed spikes (`packed_work`) a spike is one bit, a product goes straight into its neuron, and only the residual
+  sum between blocks is read and written, in half precision.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Case
+from benchmarks.common import Case, Run
 from benchmarks.timing import alternate
 
 ADAMW_BYTES = 28  # a float32 weight: read it, its gradient and two moments, write all but the gradient
@@ -34,19 +36,33 @@ class Ceilings:
     operations_per_second: float
 
     @classmethod
-    def measure(cls, case: Case) -> Ceilings:
+    def measure(cls, case: Case, *, eight_bits: bool = False) -> Ceilings:
+        """`eight_bits`: products on a GPU of int8 or of fp8, which have the same rate on paper: the faster ones."""
         elements, side = (2**31, 8192) if case.on_gpu else (2**27, 2048)
         if case.smoke:
             elements, side = 2**16, 64
         source = torch.rand(elements // 4, device=case.device)
         target = torch.empty_like(source)
         rates = []
-        for dtype in (torch.bfloat16,) if case.on_gpu else (torch.float32, torch.bfloat16):
-            a, b = (torch.randn(side, side, device=case.device, dtype=dtype) for _ in range(2))
-            (seconds,) = alternate(case, lambda a=a, b=b: a @ b)
+        for product in _eight_bits(side, case) if case.on_gpu and eight_bits else _products(side, case):
+            (seconds,) = alternate(case, product)
             rates.append(2 * side**3 / statistics.median(seconds.samples))
         (seconds,) = alternate(case, lambda: target.copy_(source))
         return cls(2 * elements / statistics.median(seconds.samples), max(rates))
+
+
+def _products(side: int, case: Case) -> Iterator[Run]:
+    for dtype in (torch.bfloat16,) if case.on_gpu else (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(side, side, device=case.device, dtype=dtype) for _ in range(2))
+        yield lambda a=a, b=b: a @ b
+
+
+def _eight_bits(side: int, case: Case) -> Iterator[Run]:
+    a, b = (torch.randint(-127, 128, (side, side), device=case.device, dtype=torch.int8) for _ in range(2))
+    yield lambda: torch.ops.aten._int_mm(a, b.t())
+    if torch.cuda.get_device_capability(case.device) >= (8, 9):
+        x, y, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones((), device=case.device)
+        yield lambda: torch.ops.aten._scaled_mm(x, y.t(), one, one, None, None, torch.bfloat16, True)
 
 
 @dataclass(frozen=True)
@@ -136,3 +152,17 @@ def model_work(found: list[Layer], *, training: bool, size: int = 2, images: int
         if attends:
             works.append(Work(n * (size * (out + following.inputs) + out / 8)))
     return [*works, Work(ADAMW_BYTES * weights)] if training else works
+
+
+def packed_work(found: list[Layer], *, images: int) -> list[Work]:
+    """The operators of inference on packed spikes."""
+    works: list[Work] = []
+    for first, (layer, following) in enumerate(pairwise([*found, Layer("", 0, 0, 0)])):
+        attends = layer.name.endswith("qkv")
+        spikes = layer.outputs if attends else following.inputs
+        read = layer.inputs / 8 if first else 4 * layer.inputs
+        moved = read + spikes / 8 + 2 * 2 * layer.membrane
+        works.append(Work(images * moved, images * 2 * layer.multiplications))
+        if attends:
+            works.append(Work(images * (spikes + following.inputs) / 8))
+    return works

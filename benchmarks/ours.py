@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Case, Run
-from benchmarks.limits import Ceilings, Floor, layers, model_work
+from benchmarks.limits import Ceilings, Floor, Layer, layers, model_work, packed_work
 from benchmarks.timing import graphed
 from s2tdpt.models import create_model
 from s2tdpt.models.transformer import SpikingTransformer
@@ -96,10 +96,47 @@ class Inference:
         return self.recorded()
 
 
+@torch.no_grad()
+def in_eight_bits(model: SpikingTransformer) -> SpikingTransformer:
+    """Every matrix and kernel rounded to 8-bit levels, one scale a channel, so that integer products are exact."""
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            scale = weight.abs().amax(tuple(range(1, weight.ndim)), keepdim=True) / 127
+            weight.copy_((weight / scale).round() * scale)
+    return model
+
+
+class PackedInference:
+    """The logits of one batch on packed spikes, as `compile_for_inference` gives them on a GPU, weights in 8 bits."""
+
+    def __init__(self, case: Case) -> None:
+        from s2tdpt.inference.packed import PackedEngine  # which needs Triton
+
+        self.engine = PackedEngine(in_eight_bits(evaluated(case, "plain")))
+        self.x, self.time_steps = batch(case)[0], case.time_steps
+
+    def __call__(self) -> Tensor:
+        return self.engine(self.x, self.time_steps)
+
+    @torch.no_grad()
+    def unrecorded(self) -> Tensor:
+        return self.engine.logits(self.x, self.time_steps)
+
+
+def packed_floor(case: Case, ceilings: Ceilings) -> Floor:
+    """The least that inference on packed spikes takes on this machine."""
+    return Floor.of(packed_work(_layers(case)[1], images=case.batch), ceilings, case.batch)
+
+
 def floor(case: Case, ceilings: Ceilings, *, training: bool, size: int = 2) -> Floor:
     """The least that the model's step or inference takes on this machine."""
+    model, found = _layers(case)
+    weights = sum(p.numel() for p in model.parameters())
+    works = model_work(found, training=training, size=size, images=case.batch, weights=weights)
+    return Floor.of(works, ceilings, case.batch)
+
+
+def _layers(case: Case) -> tuple[SpikingTransformer, list[Layer]]:
     cpu = Case(case.name, torch.device("cpu"), 1, smoke=case.smoke, time_steps=case.time_steps, image=case.image)
     model = build(cpu, "plain").eval()
-    weights = sum(p.numel() for p in model.parameters())
-    works = model_work(layers(model, batch(cpu)[0]), training=training, size=size, images=case.batch, weights=weights)
-    return Floor.of(works, ceilings, case.batch)
+    return model, layers(model, batch(cpu)[0])

@@ -93,6 +93,23 @@ def inference(case: Case, timed: ours.Inference) -> None:
     same_images("recorded inference", timed(), timed.unrecorded())
 
 
+def packed_inference(case: Case, timed: ours.PackedInference) -> None:
+    """Packed spikes against the plain model in float64, with the weights in 8 bits that hold them exactly.
+
+    With membranes in float32, since those in half precision flip spikes, as bfloat16 does; then the recorded run
+    against its kernels.
+    """
+    from s2tdpt.inference.packed import PackedEngine
+
+    plain = ours.in_eight_bits(ours.evaluated(case, "plain"))
+    x = timed.x[:IMAGES]
+    with torch.inference_mode():
+        found = PackedEngine(plain, membrane=torch.float32)(x, case.time_steps)
+        truth = ours.inferring(plain.double(), x.double(), "float32")()
+        same_images("packed inference", found, truth)
+        require("recorded packed inference", error_ratio(timed(), timed.unrecorded()), 0.0)
+
+
 def same_images(what: str, found: Tensor, truth: Tensor) -> None:
     """Logits [B, K] that agree but for few images."""
     errors = [error_ratio(a, b) for a, b in zip(found, truth, strict=True)]

@@ -95,13 +95,17 @@ class Results:
             _append(self.path, row)
 
     def race(
-        self, ours: Sequence[Contestant], peer: Contestant | None, figure: Callable[[Seconds], Figure], floor: Floor
+        self, ours: Sequence[Contestant], peer: Contestant | None, figure: Callable[[Seconds], Figure], *floors: Floor
     ) -> None:
-        """Time them in turns; a row of speed for each of ours against the peer, and one of memory where it is known."""
+        """Time them in turns; a row of speed for each of ours against the peer, and one of memory where it is known.
+
+        One limit for all of ours, or one for each.
+        """
         runs = [contestant.run for contestant in (*ours, *([peer] if peer else ()))]
         figures = [figure(seconds) for seconds in alternate(self.case, *runs)]
         name, theirs, held = (peer.name, figures[-1], peer.memory) if peer else ("", None, None)
-        for contestant, speed in zip(ours, figures, strict=False):
+        limits = floors if len(floors) == len(ours) else floors * len(ours)
+        for contestant, speed, floor in zip(ours, figures, limits, strict=False):
             self.add(contestant.name, speed, name, theirs, floor=floor)
         for contestant in ours:
             if contestant.memory is not None:

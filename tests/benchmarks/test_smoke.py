@@ -17,7 +17,10 @@ RUNS = {
         "training step smoke T=2 batch 2 float32, eager",
         "training step smoke T=2 batch 2 float32, CUDA graph",
     },
-    "inference": {"inference smoke T=2 batch 2 float32, CUDA graph"},
+    "inference": {
+        "inference smoke T=2 batch 2 float32, CUDA graph",
+        "inference smoke T=2 batch 2 packed spikes, 8-bit weights, CUDA graph",
+    },
     "stdp_attention": {"STDP attention fwd+bwd N=16", "STDP attention fwd+bwd N=130"},
     "cpu_inference": {
         "CPU evaluation smoke T=2 batch 2, plain float32",
@@ -59,6 +62,12 @@ go("wrong attention", "stdp_attention")
 triton.attention = attention
 ours.Inference.__call__ = lambda self: self.recorded() + 1
 go("wrong recording", "inference")
+from s2tdpt.inference.packed import PackedEngine
+ours.Inference.__call__ = lambda self: self.recorded()
+logits = PackedEngine.logits
+PackedEngine.logits = lambda self, x, T: 1.02 * logits(self, x, T)
+go("wrong packed spikes", "inference")
+PackedEngine.logits = logits
 from s2tdpt.inference import CompiledModel
 right = CompiledModel.forward
 CompiledModel.forward = lambda self, x: 1.02 * right(self, x)
@@ -140,6 +149,7 @@ def test_rows_stand_beside_every_peer_and_the_limit(found: dict[str, Any], folde
         ("wrong forward pass, inference", "inference"),
         ("wrong attention", "stdp_attention"),
         ("wrong recording", "inference"),
+        ("wrong packed spikes", "inference"),
         ("wrong compiled model", "cpu_inference"),
     ],
 )

@@ -64,9 +64,8 @@ def test_linear(cell: dict[str, Any]) -> None:
     x = spikes(T, M, K, density=0.3, seed=0, dtype=torch.uint8)
     weight, levels, scale, bias = layer(N, K)
     currents = x.cpu().double() @ levels.T * scale + bias
-    membrane = None
+    before, membrane = whole(T, M, N, below=100, seed=5) / 64, None
     if cell["stored"] is not None:
-        before = whole(T, M, N, below=100, seed=5) / 64
         membrane = fenced(before.to(cell["stored"]))
         currents = currents + before
     got = ops.linear(pack(x), weight, neuron, T, membrane)

@@ -93,7 +93,8 @@ def test_it_is_chosen_where_it_is_faster(on_gpu: None, monkeypatch: pytest.Monke
     run.time_steps = 1
     assert torch.equal(run(x), PackedEngine(model)(x, 1))
     seen: list[Tensor] = []
-    model.blocks[0].attn.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    attention: Any = model.blocks[0].attn
+    attention.register_forward_hook(lambda module, inputs, output: seen.append(output))
     assert torch.equal(run(x), model(x))
     assert len(seen) == 2
     monkeypatch.setattr(compiled, "_race", lambda runs, place: {name: float(name != "plain") for name in runs})
