@@ -1,4 +1,4 @@
-"""Where a run came from: the commit is that of the checkout, or what the environment says where there is no git."""
+"""Where a run came from: the commit is what the environment says, or that of the checkout."""
 
 from __future__ import annotations
 
@@ -28,5 +28,7 @@ def test_commit_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
         return subprocess.CompletedProcess(command, 0, answer, "")
 
     monkeypatch.setattr(subprocess, "run", git)
-    monkeypatch.setenv("S2TDPT_COMMIT", "1234567")
+    monkeypatch.delenv("S2TDPT_COMMIT", raising=False)
     assert folder.provenance(torch.device("cpu"), 1)["commit"] == "0123abc-dirty"
+    monkeypatch.setenv("S2TDPT_COMMIT", "1234567")  # a copy elsewhere may have a git that knows another commit
+    assert folder.provenance(torch.device("cpu"), 1)["commit"] == "1234567"

@@ -140,7 +140,7 @@ def summarise(setup: Setup, state: Mapping[str, Any], results: Mapping[str, Any]
 
 
 def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
-    """Hardware, versions, and the commit: that of the checkout, or where there is no git, S2TDPT_COMMIT."""
+    """Hardware, versions, and the commit: S2TDPT_COMMIT where that is set, else the checkout's."""
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
     hardware: dict[str, Any] = {"device": name, "count": world_size, "cpu_threads": torch.get_num_threads()}
@@ -156,7 +156,9 @@ def provenance(device: torch.device, world_size: int) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this file is tracked in ("-dirty" if changed); else S2TDPT_COMMIT, or None."""
+    """S2TDPT_COMMIT, or the commit of the checkout that this file is tracked in ("-dirty" if changed), or None."""
+    if told := os.environ.get("S2TDPT_COMMIT"):
+        return told
 
     def git(*arguments: str) -> str:
         here = os.path.dirname(os.path.abspath(__file__))
@@ -167,4 +169,4 @@ def _commit() -> str | None:
         git("ls-files", "--error-unmatch", os.path.basename(__file__))
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        return os.environ.get("S2TDPT_COMMIT")
+        return None
