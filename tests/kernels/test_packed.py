@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from s2tdpt.ops.packed import Constants, pack, unpack
+from s2tdpt.ops.packed import Constants, edge_kernels, pack, unpack
 from s2tdpt.ops.packed import triton as ops
 from s2tdpt.ops.packed.neuron import ptx
 from s2tdpt.ops.packed.triton import Weight
-from s2tdpt.ops.stdp import StdpWindow, stdp_attention
+from s2tdpt.ops.stdp import StdpWindow, stdp_attention, stdp_weights
 from s2tdpt.ops.stdp.launch import window_table
 
 from .cases import DEVICE, all_pairs, describe, error_ratio, fenced, spikes
@@ -190,11 +192,39 @@ def test_ptx(neuron: str, T: int) -> None:
     )
 
 
+def test_ptx_of_the_window() -> None:
+    window = StdpWindow(a_plus=0.3, a_minus=0.2, tau_plus=11.0, tau_minus=23.0, t_max=40.0, offset=0.45)
+    a_plus, a_minus, e_plus, e_minus, *levels = window_table(window, 1, 8, torch.device("cpu"))[0].tolist()
+    for r_q, r_k in itertools.product(range(9), range(9)):
+        given = (r_q, r_k, a_plus, -a_minus, -e_plus, e_minus, *levels)
+        got = emulate(edge_kernels._WINDOW_ASM.value, {f"${1 + i}": x for i, x in enumerate(given)})
+        q, k = (torch.arange(8).lt(count).double().view(1, 1, 8) for count in (r_q, r_k))
+        assert got == pytest.approx(float(stdp_weights(q, k, window)), abs=1e-6)
+
+
 def run(text: str, currents: Tensor, constants: Constants) -> int:
-    """What PTX of a few instructions leaves in $0, from currents [T, 4]."""
+    """What PTX of a neuron leaves in $0, from currents [T, 4]."""
     values: dict[str, Any] = {f"${1 + i}": x for i, x in enumerate(currents.flatten().tolist())}
     for i, x in enumerate((constants.decay, constants.threshold, constants.soft or 0.0)):
         values[f"${1 + currents.numel() + 4 * i}"] = x
+    return emulate(text, values)
+
+
+OPERATIONS: dict[str, Callable[[Any, Any, Any], Any]] = {
+    "mov": lambda a, b, c: a,
+    "add": lambda a, b, c: a + b,
+    "sub": lambda a, b, c: a - b,
+    "mul": lambda a, b, c: a * b,
+    "fma": lambda a, b, c: a * b + c,
+    "ex2": lambda a, b, c: 2.0**a,
+    "setp.gt": lambda a, b, c: a > b,
+    "setp.ge": lambda a, b, c: a >= b,
+}
+
+
+def emulate(text: str, values: dict[str, Any]) -> Any:
+    """What PTX of a few instructions leaves in $0."""
+    values["0f00000000"] = 0.0
     for line in text.strip("{} ").split(";"):
         words = line.replace(",", " ").split()
         if not words or words[0] == ".reg":
@@ -205,6 +235,6 @@ def run(text: str, currents: Tensor, constants: Constants) -> int:
                 continue
         operation, to, *given = words
         a, b, c = (*(values[x] if x in values else int(x) for x in given), 0, 0)[:3]
-        results = {"mov": a, "add": a + b, "sub": a - b, "fma": a * b + c, "setp": a >= b}
-        values[to] = results[operation.split(".")[0]]
+        name, kind, *_ = operation.split(".")
+        values[to] = OPERATIONS[f"{name}.{kind}" if name == "setp" else name](a, b, c)
     return values["$0"]

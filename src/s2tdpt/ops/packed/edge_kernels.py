@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..stdp.kernels import _weights
+from ..stdp.kernels import _weights, _window_constants
 from .kernels import _fire, _spikes
 
 
@@ -90,9 +90,9 @@ def _counts(words, T: tl.constexpr, WORD: tl.constexpr):
 
 _WINDOW_ASM = tl.constexpr(
     "{ .reg .pred p; .reg .f32 m, f; sub.rn.f32 m, $1, $2; setp.gt.f32 p, m, 0f00000000; mul.rn.f32 f, m, $6; "
-    "@p mul.rn.f32 f, m, $5; ex2.approx.ftz.f32 f, f; fma.rn.f32 $0, f, $4, $7; @p fma.rn.f32 $0, f, $3, $7; }"
+    "@p mul.rn.f32 f, m, $5; ex2.approx.ftz.f32 f, f; fma.rn.f32 $0, f, $4, $8; @p fma.rn.f32 $0, f, $3, $7; }"
 )
-"""Eqs 19-22 with selections as predicates, from counts of queries and keys, a_plus, -a_minus, exponents, offset."""
+"""Eqs 19-22 with selections as predicates, from counts of queries and keys, a_plus, -a_minus, exponents, levels."""
 
 
 @triton.jit
@@ -122,13 +122,10 @@ def stdp_kernel(
         r_q = count_q[t][:, None]
         r_k = count_k[t][None, :]
         if ASM is not None:
-            a_plus = tl.load(window + head * 5)
-            a_minus = tl.load(window + head * 5 + 1)
-            e_plus = tl.load(window + head * 5 + 2)
-            e_minus = tl.load(window + head * 5 + 3)
-            offset = tl.load(window + head * 5 + 4)
+            a_plus, a_minus, e_plus, e_minus, level_plus, level_minus = _window_constants(window, head)
             w = tl.inline_asm_elementwise(
-                _WINDOW_ASM, "=f,f,f,f,f,f,f,f", (r_q, r_k, a_plus, -a_minus, -e_plus, e_minus, offset),
+                _WINDOW_ASM, "=f,f,f,f,f,f,f,f,f",
+                (r_q, r_k, a_plus, -a_minus, -e_plus, e_minus, level_plus, level_minus),
                 dtype=tl.float32, is_pure=True, pack=1,
             )  # fmt: skip
         else:

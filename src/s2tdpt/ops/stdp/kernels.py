@@ -11,14 +11,16 @@ import triton.language as tl
 
 
 @triton.jit
+def _window_constants(window, head):
+    """The six of one head, in the order above."""
+    at = window + head * 6
+    return tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3), tl.load(at + 4), tl.load(at + 5)
+
+
+@triton.jit
 def _weights(m, window, head):
     """w and ∂w/∂m at m = r_Q − r_K (eqs 19-22): the exponent falls with |m| on both sides; at ties, depression."""
-    a_plus = tl.load(window + head * 6)
-    a_minus = tl.load(window + head * 6 + 1)
-    e_plus = tl.load(window + head * 6 + 2)
-    e_minus = tl.load(window + head * 6 + 3)
-    level_plus = tl.load(window + head * 6 + 4)
-    level_minus = tl.load(window + head * 6 + 5)
+    a_plus, a_minus, e_plus, e_minus, level_plus, level_minus = _window_constants(window, head)
     query_first = m > 0
     f = tl.where(query_first, a_plus, a_minus) * tl.exp2(tl.where(query_first, -m * e_plus, m * e_minus))
     slope = -0.6931471805599453 * f * tl.where(query_first, e_plus, e_minus)
