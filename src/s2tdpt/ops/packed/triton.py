@@ -39,12 +39,15 @@ def linear_tile(inputs: int, outputs: int, time_steps: int, membrane: torch.dtyp
     """By what was fastest on an H200 (see docs/inference.md)."""
     if membrane is None:
         return _narrowed(Tile(registers=_THREE_PROGRAMS), outputs, time_steps)
-    tile = Tile(bk=128 if inputs >= 128 else 64, stages=3, ahead=membrane.itemsize * time_steps <= 8)
+    ahead = inputs <= 512 and membrane.itemsize * time_steps <= 8  # a long product hides the reading by itself
+    tile = Tile(bk=128 if inputs >= 128 else 64, stages=3, ahead=ahead)
     return _narrowed(tile, outputs, time_steps)
 
 
 def conv_tile(inputs: int, outputs: int, time_steps: int, membrane: torch.dtype | None) -> Tile:
     """Likewise for a convolution; blocks that end where the channels of a place end need the fewest addresses."""
+    if inputs % 128 == 0:
+        return _narrowed(Tile(bk=128, stages=3), outputs, time_steps)
     if inputs % 64 != 0 and inputs % 32 == 0:
         return _narrowed(Tile(bk=32, stages=5, registers=_THREE_PROGRAMS), outputs, time_steps)
     return _narrowed(Tile(registers=_THREE_PROGRAMS), outputs, time_steps)
