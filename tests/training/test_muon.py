@@ -55,6 +55,19 @@ def test_a_kernel_is_the_matrix_of_its_output_channels():
     assert torch.equal(kernel.flatten(1), matrix)
 
 
+def test_one_batch_of_like_matrices_leaves_each_its_own_update():
+    shapes = [(16, 40), (16, 63), (50, 16), (16, 4, 3, 3), (16, 16)]  # all but the last in one batch
+    together = [nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(4))) for shape in shapes]
+    alone = [nn.Parameter(param.detach().clone()) for param in together]
+    grads = [torch.randn(shape, generator=torch.Generator().manual_seed(6)) for shape in shapes]
+    for param, other, grad in zip(together, alone, grads, strict=True):
+        param.grad, other.grad = grad, grad.clone()
+    Muon(together, lr=0.1).step()
+    for param, other in zip(together, alone, strict=True):
+        Muon([other], lr=0.1).step()
+        torch.testing.assert_close(param, other)
+
+
 def test_channels_last_kernels_and_tensor_learning_rates_give_the_same_weights():
     plain = nn.Parameter(torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(3)))
     last = nn.Parameter(plain.detach().clone(memory_format=torch.channels_last))

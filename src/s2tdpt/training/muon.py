@@ -1,7 +1,7 @@
 """Muon for matrices and convolution kernels: momentum, then an orthogonalised update.
 
 Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024). `torch.optim.Muon` takes matrices
-only and goes through them one by one; this one flattens kernels to [out, in * k * k] and stacks equal shapes.
+only and goes through them one by one; this one flattens kernels to [out, in * k * k] and stacks those of like shapes.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -28,9 +28,11 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     x = matrices if matrices.size(-2) <= matrices.size(-1) else matrices.mT
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)  # all singular values at most 1
     x = x.to(torch.bfloat16 if x.is_cuda else torch.float32)
+    shape, x = x.shape, x.reshape(-1, *x.shape[-2:])
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.view(shape)
     return (x if matrices.size(-2) <= matrices.size(-1) else x.mT).to(matrices.dtype)
 
 
@@ -63,15 +65,16 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            same_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+            alike: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    same_shape[len(param), param[0].numel()].append(param)
-            for (rows, cols), params in same_shape.items():
-                self._update(params, group, max(1.0, rows / cols) ** 0.5)
+                    short, long = sorted(_matrix(param).shape)
+                    alike[short, long.bit_length()].append(param)
+            for params in alike.values():
+                self._update(params, group)
         return loss
 
-    def _update(self, params: list[Tensor], group: dict[str, Any], scale: float) -> None:
+    def _update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         grads = [param.grad for param in params if param.grad is not None]
         for param in params:
@@ -80,6 +83,25 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[param]["momentum_buffer"] for param in params]
         torch._foreach_lerp_(averages, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, averages, momentum)
-        update = orthogonalize(torch.stack([matrix.flatten(1) for matrix in nesterov]), group["ns_steps"])
+        updates = _updates([_matrix(tensor) for tensor in nesterov], lr, group["ns_steps"])
         torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        torch._foreach_sub_(params, [u.view(p.shape) for u, p in zip(update * (lr * scale), params, strict=True)])
+        torch._foreach_sub_(params, [u.reshape(p.shape) for u, p in zip(updates, params, strict=True)])
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1)
+
+
+def _updates(matrices: list[Tensor], lr: float | Tensor, steps: int) -> list[Tensor]:
+    """lr * sqrt(max(1, rows / cols)) times each orthogonalised matrix, in one batch.
+
+    All lie down in it, and columns of zeros, which stay zero, make them equally long.
+    """
+    lying = [m if m.size(0) <= m.size(1) else m.mT for m in matrices]
+    batch = lying[0].new_zeros(len(lying), lying[0].size(0), max(m.size(1) for m in lying))
+    torch._foreach_copy_([place[:, : m.size(1)] for place, m in zip(batch, lying, strict=True)], lying)
+    done = [u[:, : m.size(1)] for u, m in zip(orthogonalize(batch, steps) * lr, lying, strict=True)]
+    tall = [i for i, m in enumerate(matrices) if m.size(0) > m.size(1)]
+    if tall:
+        torch._foreach_mul_([done[i] for i in tall], [(matrices[i].size(0) / matrices[i].size(1)) ** 0.5 for i in tall])
+    return [u if m.size(0) <= m.size(1) else u.mT for u, m in zip(done, matrices, strict=True)]
