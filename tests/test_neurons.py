@@ -194,6 +194,20 @@ def test_half_precision_input_is_integrated_in_float32(dtype: torch.dtype, steps
     assert abs(fired - steps) <= 2
 
 
+@pytest.mark.parametrize("v_reset", [0.0, -0.2, None])
+@pytest.mark.parametrize("make", [LIF, PLIF])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_neuron_fires_where_its_charge_reaches_the_threshold(
+    make: type[LIF], v_reset: float | None, dtype: torch.dtype
+) -> None:
+    """Also in half precision, where a pool that goes by charges would else pick neurons that have not fired."""
+    x = (torch.randn(5, 20_000, generator=torch.Generator().manual_seed(0)) + 0.8).to(dtype)
+    neuron = make(v_reset=v_reset)
+    spikes = neuron(x)
+    assert 0.05 < spikes.float().mean() < 0.6
+    assert torch.equal(neuron.charged(x) >= neuron.v_threshold, spikes.bool())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

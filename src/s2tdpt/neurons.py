@@ -62,7 +62,11 @@ class LIF(nn.Module):
         return self._run(current, None)[0]
 
     def charged(self, current: Tensor) -> Tensor:
-        """Membranes [T, ...] of current [T, ...] at each step before the threshold is applied; without gradients."""
+        """Membranes [T, ...] of current [T, ...] at each step before the threshold is applied; without gradients.
+
+        Half-precision input is integrated in float32, as `forward` does: where they reach the threshold it fires.
+        """
+        current = current.to(torch.promote_types(current.dtype, torch.float32))
         start = torch.full_like(current[0], self.v_reset or 0.0)
         names = ("tau", "v_threshold", "v_reset", "decay_input", "detach_reset", "surrogate", "alpha")
         return charges(current, start, **{name: getattr(self, name) for name in names})
