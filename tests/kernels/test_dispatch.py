@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from s2tdpt import energy, explain
 from s2tdpt.attention import STDPAttention
 from s2tdpt.errors import InputError, ModelError
 from s2tdpt.models import dispatch, fused
@@ -18,6 +19,8 @@ from s2tdpt.models.dispatch import use_fused
 from s2tdpt.models.transformer import SpikingTransformer
 from s2tdpt.neurons import LIF
 from s2tdpt.ops import StdpWindow, availability, observe, stdp_attention
+from s2tdpt.training.evaluate import firing_rates
+from s2tdpt.training.spike_cost import spiking_macs
 
 from .attention import make_spikes
 from .cases import DEVICE, noise
@@ -181,6 +184,27 @@ def test_auto_is_plain_while_somebody_listens(automatic: SpikingTransformer) -> 
     with observe.observe(lambda name, info: None):
         assert not use_fused(automatic, on_gpu(*IMAGES))
     assert use_fused(automatic, on_gpu(*IMAGES))
+
+
+WATCHERS: dict[str, Callable[[SpikingTransformer, Tensor], Any]] = {
+    "firing rates": firing_rates,
+    "spiking layers": lambda model, x: sorted(spiking_macs(model, x).values()),
+    "energy": lambda model, x: energy.count(model, x).to_dict(),
+    "firing maps": lambda model, x: explain.firing_rates(model, x).layers,
+    "spike trains": lambda model, x: [float(spikes.sum()) for spikes in explain.spike_trains(model, x).values()],
+    "attention": lambda model, x: len(explain.record_attention(model, x)),
+}
+
+
+@pytest.mark.parametrize("watch", WATCHERS.values(), ids=WATCHERS)
+def test_what_hooks_measure_does_not_depend_on_the_implementation(
+    watch: Callable[[SpikingTransformer, Tensor], Any],
+) -> None:
+    model, x = tiny(), noise(1, 3, 4, 8, seed=0)
+    expected = watch(model, x)
+    model.implementation = "fused"
+    assert watch(model, x) == expected
+    assert model.implementation == "fused"
 
 
 def test_fused_runs_the_fused_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.dispatch import module_by_module
 from .origins import tensors
 from .recorder import Recorder
 from .report import EnergyReport
@@ -35,7 +36,7 @@ def count(
     kwargs = dict(inputs) if isinstance(inputs, Mapping) else {}
     images = _images(next(tensors((args, kwargs)), None), batch_size)
     recorder = Recorder((args, kwargs), images, exact)
-    with torch.no_grad(), _evaluating(module), recorder.attached(module):
+    with torch.no_grad(), _evaluating(module), module_by_module(module), recorder.attached(module):
         module(*args, **kwargs)
     return recorder.report(type(module).__name__)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.dispatch import module_by_module
 from ..ops import observe
 from ..ops.stdp import StdpWindow, stdp_weights
 from .probe import check_images, evaluating, token_grid
@@ -55,7 +56,7 @@ def record_attention(model: nn.Module, x: Tensor) -> list[AttentionRecord]:
             query, key, value = (info[part].detach() for part in ("query", "key", "value"))
             records.append(AttentionRecord(query, key, value, info["window"], info["scale"], grid))
 
-    with evaluating(model), observe.observe(listen):
+    with evaluating(model), module_by_module(model), observe.observe(listen):
         model(x)
     return records
 

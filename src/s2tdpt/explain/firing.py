@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.dispatch import module_by_module
 from .probe import blocks, check_images, evaluating, spiking_neurons, token_grid, watching
 
 
@@ -42,7 +43,7 @@ def firing_rates(model: nn.Module, x: Tensor) -> FiringRates:
         if name in mixers:
             by_token[name] = spikes.float().mean((0, -1))  # [T, B, N, D] -> [B, N]
 
-    with evaluating(model), watching(neurons, see):
+    with evaluating(model), module_by_module(model), watching(neurons, see):
         model(x)
     layers = {name: fired / size for name, (fired, size) in totals.items()}
     maps = torch.stack(list(by_token.values())).mean(0).unflatten(1, token_grid(model, x))
@@ -62,7 +63,11 @@ def spike_trains(model: nn.Module, x: Tensor, layers: Sequence[str] | None = Non
     if unknown:
         raise InputError(f"spike_trains: no neuron layer {unknown[0]!r}: use one of {', '.join(neurons)}")
     trains: dict[str, Tensor] = {}
-    with evaluating(model), watching({name: neurons[name] for name in wanted}, trains.__setitem__):
+    with (
+        evaluating(model),
+        module_by_module(model),
+        watching({name: neurons[name] for name in wanted}, trains.__setitem__),
+    ):
         model(x)
     return trains
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, require
+from ..models.dispatch import module_by_module
 from .probe import blocks, check_images, evaluating, token_grid, watching
 
 Site = Literal["block", "attention"]
@@ -53,7 +54,7 @@ def grad_cam(
         with torch.no_grad():
             logits = model(x)
         target = resolve_target(target, logits)
-        with watching({"layer": layer}, lambda _, output: view(output)):
+        with module_by_module(model), watching({"layer": layer}, lambda _, output: view(output)):
             evidence = layer_grad_cam(model, view.probe).attribute(x, target=target)
     batch = logits.shape[0]
     per_step = evidence.detach().view(-1, batch, *evidence.shape[-2:])

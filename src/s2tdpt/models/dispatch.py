@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,21 @@ def watched(model: nn.Module) -> bool:
     if _has_any_global_hook() or observe.listening():
         return True
     return any(_hooked(module) for module in model.modules() if module is not model)
+
+
+@contextmanager
+def module_by_module(model: nn.Module) -> Iterator[None]:
+    """Within it nothing in `model` runs fused, whatever its `implementation` says: for hooks that must see it all."""
+    from .transformer import SpikingTransformer
+
+    chosen = [(part, part.implementation) for part in model.modules() if isinstance(part, SpikingTransformer)]
+    for part, _ in chosen:
+        part.implementation = "plain"
+    try:
+        yield
+    finally:
+        for part, implementation in chosen:
+            part.implementation = implementation
 
 
 def _hooked(module: nn.Module) -> bool:

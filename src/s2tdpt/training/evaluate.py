@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from s2tdpt.data import DeviceLoader, ImageSet
 from s2tdpt.errors import InputError
 from s2tdpt.inference import accelerate
+from s2tdpt.models.dispatch import module_by_module
 from s2tdpt.neurons import LIF
 from s2tdpt.training.distributed import Ranks, pick_device
 from s2tdpt.training.step import precise
@@ -95,7 +96,7 @@ def firing_rates(model: nn.Module, x: Tensor) -> dict[str, Any]:
 
     hooks = [neuron.register_forward_hook(count) for neuron in names]
     try:
-        with inference(model):
+        with inference(model), module_by_module(model):
             model(x)
     finally:
         for hook in hooks:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from s2tdpt.errors import RecipeError
+from s2tdpt.models.dispatch import module_by_module
 from s2tdpt.neurons import LIF
 from s2tdpt.ops.charge import ATTRIBUTE, ChargeInput
 from s2tdpt.training.evaluate import inference
@@ -39,7 +40,7 @@ def spiking_macs(model: nn.Module, image: Tensor) -> dict[nn.Module, int]:
     layers = (m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight not in edges)
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
-        with torch.no_grad(), inference(model):
+        with torch.no_grad(), inference(model), module_by_module(model):
             model(image)
     finally:
         for hook in hooks:
