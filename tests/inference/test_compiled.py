@@ -102,6 +102,15 @@ def test_integers_need_instructions_and_right_operators(monkeypatch) -> None:
     assert obstacle() == "this PyTorch's 8-bit products do not run: no such operator"
 
 
+@torch.no_grad()
+def test_double_precision_stays_so(integers) -> None:
+    model, x = small(), images(2, 3, 8, 8)
+    assert next(model.parameters()).dtype == torch.float64
+    assert compile_for_inference(model).precision in ("plain", "int8")  # by timing it, on images of its own dtype
+    for precision in ("float32", "int8"):
+        assert compile_for_inference(model, precision=precision)(x).dtype == torch.float64 == model(x).dtype
+
+
 class OwnNeuron(LIF):
     pass
 
@@ -140,6 +149,8 @@ def test_errors(model: nn.Module) -> None:
     run = compile_for_inference(model.eval(), precision="float32")
     with pytest.raises(InputError, match="multiples of 2"):
         run(torch.randn(2, 3, 9, 8))
+    with pytest.raises(InputError, match="the images are on meta, this model was compiled for the CPU"):
+        run(pictures().to("meta"))
     with pytest.raises(ModelError, match="cannot be trained"):
         run.train()(pictures())
 

@@ -166,7 +166,8 @@ def agreement(
 def _example(model: Any, place: torch.device) -> Tensor:
     side = 8 * model.stem.stride
     made = torch.Generator().manual_seed(0)
-    return torch.randn(_TIMED_IMAGES[place.type], model.config.in_channels, side, side, generator=made).to(place)
+    x = torch.randn(_TIMED_IMAGES[place.type], model.config.in_channels, side, side, generator=made)
+    return x.to(place, model.head.weight.dtype)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attention import RandomAttention, SpikingSelfAttention
+from ..errors import InputError
 from ..models.block import Block, SpikingMLP
 from ..models.stem import Stem
 from ..models.transformer import SpikingTransformer
@@ -77,6 +78,7 @@ class Engine:
         self.planes = PLANES.get(precision, 0)
         self.dtype = torch.float32 if self.planes else model.head.weight.dtype
         self.spikes = torch.uint8 if self.planes else self.dtype
+        self.answers = model.head.weight.dtype
         stem = model.stem
         self.check, self.pooled = stem.check, stem.pooled
         self.widths = [conv.out_channels for conv in cast(Iterable[nn.Conv2d], stem.conv)]
@@ -93,13 +95,15 @@ class Engine:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, time_steps: int) -> Tensor:
+        if x.device.type != "cpu":
+            raise InputError(f"the images are on {x.device}, this model was compiled for the CPU: compile it there")
         self.check(x)
         x = x.to(self.dtype)
         static = x.ndim == 4
         images = max(1, _ELEMENTS // self._widest(*x.shape[-2:]))
         with torch.autocast("cpu", enabled=False):
             logits = [self._logits(part, time_steps) for part in x.split(images, dim=0 if static else 1)]
-        return torch.cat(logits)
+        return torch.cat(logits).to(self.answers)
 
     def _logits(self, x: Tensor, time_steps: int) -> Tensor:
         u, tokens = self._embed(x, time_steps)
