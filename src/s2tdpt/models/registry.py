@@ -99,6 +99,8 @@ def load_model(
         model, card = create_model(name, **options), {"model": name}
     elif name in MODELS:
         raise ModelError(f"model {name!r} has no weights: use one of {_listed(list_models(True))}, or a run folder")
+    elif path.parent != Path():
+        raise ModelError(f"{name} is no folder of a run and no .safetensors file: train it first, or name another")
     else:
         raise ModelError(_unknown(name, list_models()))
     return model.to(device).eval(), card
