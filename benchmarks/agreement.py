@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(asked: argparse.Namespace, device: torch.device) -> None:
     """Print and keep a row for each fast mode that this machine has."""
-    model, card = load_model(asked.weights, device=device)
+    model, card = load_model(asked.weights, device=str(device))
     data = load(asked.data or card["data"]["name"], "test", root=asked.data_root, limit=asked.limit)
     truth = copy.deepcopy(model)
     truth.implementation = "plain"  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    words = [f"--{key} {value}" for key, value in (("limit", asked.limit), ("device", asked.device)) if value]
+    words = [f"--{key} {value}" for key in ("data", "limit", "device") if (value := getattr(asked, key))]
     for name, mode in modes(model, device).items():
         batches = DeviceLoader(data, asked.batch_size, device=device).epoch(0)
         found = agreement(truth, mode, batches)

@@ -21,11 +21,12 @@ def test_a_row_for_each_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(agreement, "modes", some)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # so that it is put back
-    argv = ["s2tdpt_tiny.digits", "--limit", "40", "--device", "cpu", "--results", str(tmp_path)]
-    assert agreement.main(argv) == 0
+    argv = ["s2tdpt_tiny.digits", "--data", "digits", "--limit", "40", "--device", "cpu"]
+    assert agreement.main([*argv, "--results", str(tmp_path)]) == 0
     with (tmp_path / "agreement.csv").open(newline="") as file:
         same, other = csv.DictReader(file)
     assert (same["mode"], same["n"], float(same["changed_predictions"])) == ("the same", "40", 0)
+    assert same["command"] == " ".join(["python -m benchmarks.agreement", *argv])
     assert float(same["top1"]) == float(same["top1_compiled"]) > 0.9
     assert float(other["changed_predictions"]) == 1
     assert float(other["top1_compiled"]) < 0.1
