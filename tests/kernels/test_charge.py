@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 import torch
 
@@ -20,6 +22,19 @@ def test_kernel_equals_reference(dtype: torch.dtype) -> None:
         assert torch.equal(add_constant_op(x, constant), add_constant(x, constant))
     turned = x.t()
     assert torch.equal(add_constant_op(turned, 0.1), add_constant(turned.contiguous(), 0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=describe)
+def test_what_is_not_a_number_stays_so(dtype: torch.dtype) -> None:
+    """Also where its bits are all ones, as those of a GPU's own NaN are: training stops at a NaN in a gradient."""
+    x = noise(5, 1000, seed=1, dtype=dtype)
+    x[0], x[1], x[2] = float("nan"), float("inf"), -float("inf")
+    (all_ones,) = struct.unpack("d", struct.pack("Q", 2**63 - 1))
+    for add in (add_constant, add_constant_op):
+        got = add(x, 0.1)
+        assert got[0].isnan().all() and (got[1] > 3e38).all() and (got[2] < -3e38).all()
+        assert got[3:].isfinite().all()
+        assert add(x, all_ones).isnan().all()
 
 
 class TestRegistration:

@@ -16,5 +16,6 @@ def add_constant_kernel(x, out, constant, n, BFLOAT16: tl.constexpr, BLOCK: tl.c
         place = (place ^ (place >> 16)) * 0x21F0AAAD
         place = (place ^ (place >> 15)) * 0x735A2D97
         bits = value.to(tl.uint32, bitcast=True) + ((place ^ (place >> 15)) & 0xFFFF)
-        value = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+        rounded = (bits & 0xFFFF0000).to(tl.float32, bitcast=True)
+        value = tl.where(value == value, rounded, value)  # NaN is all ones on a GPU: one more would be -0
     tl.store(out + offset, value.to(out.dtype.element_ty), mask=offset < n)

@@ -14,9 +14,10 @@ def add_constant(x: Tensor, constant: float) -> Tensor:
     """
     if x.dtype != torch.bfloat16:
         return x + constant
-    dense = x.contiguous()
-    bits = (dense.float() + constant).view(torch.int32)
-    return ((bits + draws(bits)) & -0x10000).view(torch.float32).to(torch.bfloat16)
+    total = x.contiguous().float() + constant
+    bits = total.view(torch.int32)
+    rounded = ((bits + draws(bits)) & -0x10000).view(torch.float32)
+    return rounded.where(total == total, total).to(torch.bfloat16)  # NaN may be all ones: one more would be -0
 
 
 def draws(like: Tensor) -> Tensor:
