@@ -174,10 +174,11 @@ def test_energy_and_hooks_see_the_plain_model(model: nn.Module, integers) -> Non
     assert len(counted) == 1
 
 
-def test_agreement() -> None:
-    targets = torch.tensor([0, 1, 2])
-    one, other = torch.eye(3), torch.eye(3)[[0, 1, 1]]
-    batches = [(torch.arange(3), targets), (torch.tensor([0]), targets[1:2])]
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_agreement(device: str) -> None:
+    targets = torch.tensor([0, 1, 2], device=device)
+    one, other = torch.eye(3, device=device), torch.eye(3, device=device)[[0, 1, 1]]
+    batches = [(torch.arange(3, device=device), targets), (targets[:1], targets[1:2])]
     found = agreement(lambda x: one[x], lambda x: other[x], batches)
     assert found == {
         "n": 4,

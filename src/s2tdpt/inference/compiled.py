@@ -155,7 +155,7 @@ def agreement(
         truth, found = model(x).double(), compiled(x).double()
         first, other = truth.argmax(1), found.argmax(1)
         counts = [(first != other).sum(), (first == target).sum(), (other == target).sum()]
-        totals += torch.stack([*(c.double() for c in counts), (truth - found).abs().mean(1).sum()])
+        totals += torch.stack([*(c.double() for c in counts), (truth - found).abs().mean(1).sum()]).cpu()
         n += len(x)
     if n == 0:
         raise InputError("agreement: there is no image to compare on")
