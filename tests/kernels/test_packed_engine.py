@@ -123,6 +123,7 @@ def test_what_a_byte_or_a_tile_does_not_hold(on_gpu: None, monkeypatch: pytest.M
             with pytest.raises(ModelError, match=reason):
                 compile_asked(model, precision="int8")
             assert compile_asked(model).precision == "plain"
+    assert compile_asked(model, example=pictures(1, 2, 260)).precision == "plain"  # nothing of it would be int8
 
 
 def test_models_it_does_not_know_stay_plain_or_are_refused(on_gpu: None) -> None:

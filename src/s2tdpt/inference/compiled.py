@@ -90,10 +90,13 @@ def compile_for_inference(model: nn.Module, *, precision: str = "auto", example:
         return CompiledModel(model, None, "plain")
     if not asked:
         precision = "float32" if place.type == "cpu" and integer_obstacle() else "int8"
-    compiled = CompiledModel(model, _engine(model, place, precision), precision, asked=asked)
+    engine = _engine(model, place, precision)
+    compiled = CompiledModel(model, engine, precision, asked=asked)
     if asked:
         return compiled
     x = _example(model, place) if example is None else example
+    if engine.refusal(x, model.time_steps) is not None:  # pyright: ignore[reportArgumentType]
+        return CompiledModel(model, None, "plain")
     seconds = _race({"plain": lambda: model(x), precision: lambda: compiled(x)}, place)
     chosen = compiled if seconds[precision] < seconds["plain"] else CompiledModel(model, None, "plain")
     chosen.seconds = seconds
