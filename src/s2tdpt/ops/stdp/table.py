@@ -25,9 +25,7 @@ def count_table(window: StdpWindow, head_dim: int, like: Tensor) -> tuple[Tensor
     delta_t = latency - latency.transpose(-1, -2)
     table = weights_of_latency_difference(delta_t, window)
     query_first = delta_t < 0
-    slope = torch.where(
-        query_first, (table - level_plus) / tau_plus, (level_minus - table) / tau_minus
-    )  # at ties: else
+    slope = torch.where(query_first, (table - level_plus) / tau_plus, (level_minus - table) / tau_minus)
     return table, slope * (-t_max / head_dim)
 
 
