@@ -156,13 +156,24 @@ def test_obstacles_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "linear", lambda *given: right(*given) ^ 1)
     assert gpu.wrong_products(torch.device(DEVICE))
     monkeypatch.setattr(gpu, "wrong_products", lambda device: True)
-    assert look(torch.device("cuda")) == "this Triton's 8-bit products are wrong"
+    assert look(torch.device("cuda")) == "this Triton's kernels on packed spikes are wrong"
 
     def absent(device: torch.device) -> bool:
         raise RuntimeError("no such operator\nat all")
 
     monkeypatch.setattr(gpu, "wrong_products", absent)
     assert look(torch.device("cuda")) == "this Triton's 8-bit products do not run: no such operator"
+
+
+def test_attention_is_looked_at_with_unlike_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not gpu.wrong_attention(torch.device(DEVICE))
+    right = ops.stdp
+
+    def of_the_first_head(qkv: torch.Tensor, window: torch.Tensor, *given: Any) -> torch.Tensor:
+        return right(qkv, window[:1].expand_as(window).contiguous(), *given)
+
+    monkeypatch.setattr(ops, "stdp", of_the_first_head)
+    assert gpu.wrong_attention(torch.device(DEVICE))
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -97,10 +98,25 @@ def compile_for_inference(model: nn.Module, *, precision: str = "auto", example:
     x = _example(model, place) if example is None else example
     if engine.refusal(x, model.time_steps) is not None:  # pyright: ignore[reportArgumentType]
         return CompiledModel(model, None, "plain")
+    if (failure := _failure(compiled, x)) is not None:
+        warnings.warn(f"inference in {precision} fails here, the plain model goes on: {failure}", stacklevel=2)
+        return CompiledModel(model, None, "plain")
     seconds = _race({"plain": lambda: model(x), precision: lambda: compiled(x)}, place)
     chosen = compiled if seconds[precision] < seconds["plain"] else CompiledModel(model, None, "plain")
     chosen.seconds = seconds
     return chosen
+
+
+@torch.no_grad()
+def _failure(compiled: CompiledModel, x: Tensor) -> str | None:
+    """What went wrong on a GPU, whose compiler sees a layer's real size only now; None if nothing did."""
+    if not x.is_cuda:
+        return None
+    try:
+        compiled(x)
+    except Exception as error:  # the compiler's own, of any class
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return None
 
 
 def _device(model: nn.Module) -> torch.device:

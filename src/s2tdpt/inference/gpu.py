@@ -11,6 +11,7 @@ from torch import nn
 from ..attention import RandomAttention, SpikingSelfAttention, STDPAttention
 from ..ops import availability
 from ..ops.packed import MAX_STEPS
+from ..ops.stdp import StdpWindow, stdp_attention
 from ..ops.stdp.limits import FEATURES
 from .engine import structure
 
@@ -50,10 +51,10 @@ def hardware(device: torch.device) -> str | None:
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < _FIRST:
         return "this GPU has no 8-bit products that Triton knows"
     try:
-        wrong = wrong_products(device)
+        wrong = wrong_products(device) or wrong_attention(device)
     except Exception as error:  # the compiler's own, of any class
         return f"this Triton's 8-bit products do not run: {(str(error).splitlines() or [''])[0]}"
-    return "this Triton's 8-bit products are wrong" if wrong else None
+    return "this Triton's kernels on packed spikes are wrong" if wrong else None
 
 
 @torch.no_grad()
@@ -73,6 +74,30 @@ def wrong_products(device: torch.device) -> bool:
             found = ops.linear(pack(spikes).to(device), weight, neuron, 4)
         wrong |= not torch.equal(found.cpu(), pack(neuron.fire(currents)))
     return wrong
+
+
+@torch.no_grad()
+def wrong_attention(device: torch.device) -> bool:
+    """Whether spikes behind the attention of two unlike heads differ from float64's in more than the odd byte.
+
+    Rounded weights of attention may flip a spike that is next to its threshold.
+    """
+    from ..ops.packed import Constants, pack
+    from ..ops.packed import triton as ops
+    from ..ops.stdp.launch import window_table
+
+    heads, features, tokens, images = 2, 16, 33, 2
+    window = StdpWindow(a_plus=(0.45, 0.2), a_minus=(0.3, 0.4), tau_plus=(20.0, 9.0), offset=(0.5, 0.7))
+    made = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(4, images * tokens, 3 * heads * features, generator=made) < 0.3).to(torch.uint8)
+    query, key, value = spikes.double().view(4, images, tokens, 3, heads, features).permute(3, 0, 1, 4, 2, 5)
+    currents = stdp_attention(query, key, value, window, scale=4 / tokens, implementation="dense")
+    currents = currents.transpose(2, 3).reshape(4, images * tokens, heads * features)
+    neuron = Constants(0.5, 1.0, None)
+    with current_device(device):
+        table = window_table(window, heads, features, device)
+        found = ops.stdp(pack(spikes).to(device), table, 4 / tokens, neuron, heads, 4, tokens)
+    return float((found.cpu() != pack(neuron.fire(currents))).double().mean()) > 0.02
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
