@@ -226,6 +226,25 @@ def test_every_weight_learns(options: dict[str, Any]) -> None:
         assert before_norm or p.grad.abs().max() > 1e-12, name
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("neuron", ["lif", "plif"])
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (4, 2, 3, 16, 16)])
+def test_where_a_pools_gradient_goes_changes_no_answer(shape: tuple[int, ...], neuron: str, half: bool) -> None:
+    """To the last bit, so in half precision no spike is another one; the gradients do differ."""
+    by_order, by_charge = (
+        small(time_steps=4, neuron=neuron, pool_gradient=way).float().train() for way in ("first", "largest")
+    )
+    x = images(*shape).float()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        a, b = by_order(x), by_charge(x)
+    assert torch.equal(a, b)
+    a, b = (
+        torch.autograd.grad(y.float().square().sum(), m.stem.conv[0].weight)[0]
+        for y, m in ((a, by_order), (b, by_charge))
+    )
+    assert not torch.allclose(a, b)
+
+
 def test_the_whole_model_compiles_without_a_break() -> None:
     torch.compiler.reset()
     model = small(depth=1, time_steps=1).train()

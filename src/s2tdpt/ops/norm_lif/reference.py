@@ -59,9 +59,10 @@ def max_pool(spikes: Tensor, height: int, width: int, charged: Tensor | None = N
 
 
 def pool_by(spikes: Tensor, charged: Tensor) -> Tensor:
-    """Max-pool (3, stride 2, padding 1) of spikes [..., C, H, W], its gradient to the largest charge of each window.
+    """Max-pool (3, stride 2, padding 1) of spikes [B, C, H, W], its gradient to the largest charge of each window.
 
     That neuron has fired if any has, so the maximum is its spike; of silent ones it is the nearest to its threshold.
     """
     index = F.max_pool2d(charged, 3, stride=2, padding=1, return_indices=True)[1]
-    return spikes.flatten(-2).gather(-1, index.flatten(-2)).view_as(index)
+    pooled = spikes.flatten(2).gather(2, index.flatten(2)).view_as(index)
+    return pooled.contiguous(memory_format=torch.channels_last)  # as the plain maximum's is
