@@ -18,7 +18,7 @@ from PIL import Image
         (["evaluate"], "Missing argument"),
         (["evaluate", "s2tdpt_tniy.digits"], "unknown"),
         (["evaluate", "s2tdpt_4_384"], "no weights"),
-        (["evaluate", "no/such/folder"], "unknown"),
+        (["evaluate", "no/such/folder"], "is no folder of a run"),
         (["evaluate", "x", "--limit", "0"], "--limit"),
         (["evaluate", "x", "--limit", "many"], "--limit"),
         (["energy", "vit_tiny", "--device", "gpu7"], "device"),

@@ -52,7 +52,8 @@ def test_missing_typer_is_named() -> None:
     ("typed", "offered"),
     [
         ("ev", {"evaluate"}),
-        ("evaluate s2tdpt_4", {"s2tdpt_4_384"}),
+        ("evaluate vit_t", {"vit_tiny"}),
+        ("evaluate s2tdpt_tiny.d", {"s2tdpt_tiny.digits"}),
         ("evaluate runs/fi", {"runs/first"}),
         ("train cifar10_f", {"cifar10_fast"}),
         ("train mi", {"mine.yaml"}),
