@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 
@@ -58,4 +59,7 @@ def report(case: Case, ranks: Ranks, many: Seconds, single: dict[str, Seconds]) 
 
 
 if __name__ == "__main__":
-    sys.exit(start(main, "data_parallel", __doc__))
+    code = start(main, "data_parallel", __doc__)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of gloo's may still run, and taking Python down around it aborts
