@@ -80,8 +80,7 @@ def test_auto_does_without_integers(model: nn.Module, monkeypatch) -> None:
 
 def test_the_race_is_run(model: nn.Module) -> None:
     run = compile_for_inference(model)
-    assert len(run.seconds) == 2
-    assert all(seconds > 0 for seconds in run.seconds.values())
+    assert set(run.seconds) == {"plain", "float32" if synapses.integer_obstacle() else "int8"}
     assert run.precision == min(run.seconds, key=lambda name: run.seconds[name])
 
 

@@ -20,7 +20,8 @@ from s2tdpt.training.ema import Ema
 from s2tdpt.training.engine import train
 from s2tdpt.training.optim import build_optimizer
 from s2tdpt.training.recipe import OptimizerRecipe, Recipe
-from s2tdpt.training.step import TrainStep
+
+from .interrupting import stop_at
 
 
 def run(recipe: Recipe, out: Path, **options: Any) -> dict[str, Any]:
@@ -70,19 +71,6 @@ def test_what_comes_back_is_near(optimizer: str, tmp_path: Path) -> None:
                 assert float((got[large] / value[large]).log().abs().max()) < 0.5, name
             else:
                 assert float((got - value).norm() / value.norm()) < (0.02 if part == "optimizer" else 1e-3), name
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    original = TrainStep.__call__
-
-    def count(self: TrainStep, *arguments: Tensor) -> None:
-        calls.append(1)
-        if len(calls) == step:
-            raise KeyboardInterrupt
-        original(self, *arguments)
-
-    monkeypatch.setattr(TrainStep, "__call__", count)
 
 
 @pytest.fixture

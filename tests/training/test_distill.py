@@ -17,7 +17,9 @@ from s2tdpt.models import create_model, load_weights, save_weights
 from s2tdpt.training.distill import Distillation, load_distillation
 from s2tdpt.training.engine import train
 from s2tdpt.training.recipe import DistillRecipe, Recipe
-from s2tdpt.training.step import Loss, TrainStep
+from s2tdpt.training.step import Loss
+
+from .interrupting import stop_at
 
 CPU = torch.device("cpu")
 
@@ -117,19 +119,6 @@ def test_a_run_learns_from_its_teacher_and_says_from_which(taught: Recipe, tmp_p
         "sha256": card["sha256"],
         "model": "vit_tiny",
     }
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    original = TrainStep.__call__
-
-    def count(self: TrainStep, *arguments: Tensor) -> None:
-        calls.append(1)
-        if len(calls) == step:
-            raise KeyboardInterrupt
-        original(self, *arguments)
-
-    monkeypatch.setattr(TrainStep, "__call__", count)
 
 
 def test_a_resumed_run_is_exact_and_wants_the_same_teacher(
