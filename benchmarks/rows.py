@@ -155,13 +155,15 @@ def _short(value: float) -> float:
 
 
 def commit() -> str:
-    """The checkout's commit, + where files differ from it; `S2TDPT_COMMIT` where there is no git."""
-    here = Path(__file__).parent
+    """`S2TDPT_COMMIT` where it is set (a copy without its history), else the checkout's, + where files differ from it."""
+    if named := os.environ.get("S2TDPT_COMMIT"):
+        return named
     try:
         ask = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(ask, cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        answer = subprocess.run(ask, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        return answer.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("S2TDPT_COMMIT", "unknown")
+        return "unknown"
 
 
 def hardware(device: torch.device) -> str:
