@@ -62,7 +62,7 @@ def test_geometries_are_those_of_their_names() -> None:
     assert (configs["s2tdpt_2_512"].depth, configs["s2tdpt_2_512"].embed_dim) == (2, 512)
     assert (configs["s2tdpt_4_384"].num_heads, configs["s2tdpt_4_384"].time_steps) == (12, 4)
     assert configs["s2tdpt_4_384"].neuron == "lif"
-    for name in ("4_384", "tiny"):
+    for name in ("4_384", "h_384", "tiny"):
         spiking, twin = configs[f"s2tdpt_{name}"], configs[f"vit_{name}"]
         assert twin == spiking.replace(family="ann", time_steps=1)
 
@@ -123,7 +123,7 @@ def test_every_attention_makes_a_model(attention: str) -> None:
 
 def test_list_models_and_create_model_agree() -> None:
     names = list_models()
-    assert {"s2tdpt_4_384", "s2tdpt_2_512", "s2tdpt_h_384", "s2tdpt_tiny", "vit_4_384", "vit_tiny"} <= set(names)
+    assert {"s2tdpt_4_384", "s2tdpt_2_512", "s2tdpt_h_384", "s2tdpt_tiny", "vit_4_384", "vit_h_384"} <= set(names)
     assert set(list_models(pretrained=True)) <= set(names)
     for name in names:
         kind = VisionTransformer if name.startswith("vit") else SpikingTransformer

@@ -20,7 +20,7 @@ from s2tdpt.models.stages import HierarchicalStem
 
 from .cases import HIERARCHY, images, is_binary, seasoned, small
 
-NAME = "s2tdpt_h_384"
+NAME, TWIN = "s2tdpt_h_384", "vit_h_384"
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,11 @@ def by_formula(c: ModelConfig) -> int:
     d = c.embed_dim
     block = mixing(c.mixer, d) + (3 * d * d + 6 * d) + (d * d + 3 * d) + mlp(d, c.mlp_ratio)
     return stem + stages + c.depth * block + d * c.num_classes + c.num_classes
+
+
+@pytest.fixture(scope="module")
+def twin() -> nn.Module:
+    return small(TWIN, **HIERARCHY | {"time_steps": 1})
 
 
 @pytest.mark.parametrize(("classes", "weights"), [(10, 8_931_034), (100, 8_965_684)])
@@ -128,10 +133,11 @@ def test_every_convolution_and_linear_layer_sees_spikes(mixer: str) -> None:
     assert all(0.01 < rate < 0.99 for name, rate in rates.items() if name not in real), rates
 
 
+@pytest.mark.parametrize("name", ["model", "twin"])
 @pytest.mark.parametrize("place", [(0, 0), (3, 6), (9, 13)])
-def test_tokens_lie_where_their_pixels_do(model: nn.Module, place: tuple[int, int]) -> None:
+def test_tokens_lie_where_their_pixels_do(request: Any, name: str, place: tuple[int, int]) -> None:
     """A changed pixel moves tokens around its own place and no others, through all stages."""
-    stem, rows, columns, reach = model.stem, 10, 14, 5  # of nine 3x3 windows, most of them on finer grids
+    stem, rows, columns, reach = request.getfixturevalue(name).stem, 10, 14, 5  # of nine 3x3 windows, on finer grids
     (row, column), x = place, images(1, 3, 4 * rows, 4 * columns)
     changed = x.clone()
     changed[:, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 20
@@ -152,10 +158,26 @@ def test_attention_sees_the_neighbours_through_its_mixer(model: nn.Module) -> No
         block(u)
 
 
-@pytest.mark.parametrize("neuron", ["lif", "plif"])
-def test_every_weight_learns(neuron: str) -> None:
+def test_the_twin_has_the_same_skeleton_with_relu_for_neurons(model: nn.Module, twin: nn.Module) -> None:
+    def skeleton(net: nn.Module) -> dict[str, torch.Size]:
+        return {n: p.shape for n, p in net.named_parameters() if n.startswith("stem") or ".mixer." in n}
+
+    assert skeleton(twin) == skeleton(model)
+    assert not [m for m in twin.modules() if isinstance(m, LIF)]
+    assert count(twin, images(2, 3, 8, 12)).uncounted == ()
+    block, u = twin.blocks[0], images(2, 6, 24) * 2
+    x = u.relu().transpose(1, 2).reshape(2, 24, 2, 3)
+    mixed = nn.functional.conv2d(x, block.mixer.conv.weight, padding=1, groups=24)
+    expected = u + block.mixer.norm(mixed.flatten(2).transpose(1, 2))
+    expected = expected + block.attn(block.norm1(expected))
+    assert torch.allclose(block(u, (2, 3)), expected + block.mlp(block.norm2(expected)), atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "neuron"), [(NAME, "lif"), (NAME, "plif"), (TWIN, "lif")])
+def test_every_weight_learns(name: str, neuron: str) -> None:
     torch.manual_seed(0)
-    model = seasoned(create_model(NAME, **HIERARCHY, neuron=neuron)).train()
+    steps = {"time_steps": 1} if name == TWIN else {}
+    model = seasoned(create_model(name, **HIERARCHY | steps, neuron=neuron)).train()
     nn.functional.cross_entropy(model(images(8, 3, 8, 12)), torch.arange(8) % 5).backward()
     for name, p in model.named_parameters():
         assert p.grad is not None, name
@@ -240,7 +262,6 @@ def test_the_command_line_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
         ({"stage_mixers": ("none", "attention")}, "mixer 'attention' is unknown: use one of none, dwconv, conv"),
         ({"mixer": "pool"}, "mixer 'pool' is unknown"),
         ({"pool_gradient": "last"}, "pool_gradient 'last' is unknown: use first or largest"),
-        ({"family": "ann", "time_steps": 1}, "ANN twin has neither stages nor mixers"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str) -> None:

@@ -72,8 +72,6 @@ class ModelConfig:
             raise ModelError(f"model option family {self.family!r} is unknown: use spiking or ann")
         if self.pool_gradient not in ("first", "largest"):
             raise ModelError(f"model option pool_gradient {self.pool_gradient!r} is unknown: use first or largest")
-        if self.family == "ann" and (self.stage_widths or self.mixer != "none"):
-            raise ModelError("the ANN twin has neither stages nor mixers: leave out stage_widths and mixer")
         if self.neuron not in NEURONS:
             raise ModelError(f"model option neuron {self.neuron!r} is unknown: use one of {', '.join(NEURONS)}")
         if self.embed_dim % self.num_heads:

@@ -42,6 +42,7 @@ MODELS: dict[str, ModelConfig] = {
     "s2tdpt_h_384": ModelConfig(**_H_384),
     "s2tdpt_tiny": ModelConfig(**_TINY),
     "vit_4_384": ModelConfig(family="ann", time_steps=1),
+    "vit_h_384": ModelConfig(family="ann", time_steps=1, **_H_384),
     "vit_tiny": ModelConfig(family="ann", time_steps=1, **_TINY),
 }
 

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InputError, ModelError
+from .block import Grid, build_mixer
 from .config import ModelConfig
-from .stem import Stem
+from .stages import build_stem
 
 
 class Attention(nn.Module):
@@ -27,11 +28,12 @@ class Attention(nn.Module):
 
 
 class TwinBlock(nn.Module):
-    """u ← u + attention(LN(u)), then u ← u + MLP(LN(u)), with GELU."""
+    """u ← u + attention(LN(u)), then u ← u + MLP(LN(u)), with GELU; before them u ← u + mixer(u) where there is one."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         dim = config.embed_dim
+        self.mixer = build_mixer(config, dim, config.mixer)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(dim)
@@ -39,7 +41,9 @@ class TwinBlock(nn.Module):
             nn.Linear(dim, config.mlp_ratio * dim), nn.GELU(), nn.Linear(config.mlp_ratio * dim, dim)
         )
 
-    def forward(self, u: Tensor) -> Tensor:
+    def forward(self, u: Tensor, grid: Grid) -> Tensor:
+        if self.mixer is not None:
+            u = u + self.mixer(u[None], grid)[0]  # as one time step
         u = u + self.attn(self.norm1(u))
         return u + self.mlp(self.norm2(u))
 
@@ -51,7 +55,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.time_steps = config.time_steps
-        self.stem = Stem(config)
+        self.stem = build_stem(config)
         self.blocks = nn.ModuleList(TwinBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.embed_dim)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
@@ -71,8 +75,9 @@ class VisionTransformer(nn.Module):
         if x.ndim != 4:
             raise InputError(f"the ANN twin takes still images [B, C, H, W], got {tuple(x.shape)}")
         u = self.stem(x, 1)[0]
+        grid = self.stem.grid(*x.shape[-2:])
         for block in self.blocks:
-            u = block(u)
+            u = block(u, grid)
         return u
 
     def forward_head(self, u: Tensor) -> Tensor:
