@@ -79,15 +79,15 @@ def bars(axes: Any, rows: list[Row]) -> None:
     names, values = zip(*[*theirs.items(), *mine.items()], strict=True)
     medians, spreads, colours = zip(*values, strict=True)
     axes.barh(names, medians, xerr=[s / 2 for s in spreads], color=colours, height=0.65)
-    for place, median in enumerate(medians):
-        axes.annotate(f"{median:,.4g}" if median < 1000 else f"{median:,.0f}", (median, place), (6, 0),
+    for place, (median, spread) in enumerate(zip(medians, spreads, strict=True)):
+        axes.annotate(f"{median:,.4g}" if median < 1000 else f"{median:,.0f}", (median + spread / 2, place), (6, 0),
                       textcoords="offset points", va="center", fontsize=9)  # fmt: skip
     limit = max((row.limit for row in rows if row.limit is not None), default=0.0)
-    if limit:
+    if limit > max(medians):  # one that a row passes is that of another precision
         axes.axvline(limit, color=LIMIT, linestyle="--")
         axes.annotate(f"limit {limit:,.0f}", (limit, 1.0), (0, 2), xycoords=("data", "axes fraction"),
                       textcoords="offset points", ha="center", fontsize=8, color=LIMIT)  # fmt: skip
-    axes.set_xlim(0, 1.18 * max(*medians, limit))
+    axes.set_xlim(0, 1.22 * max(*medians, limit))
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(axis="y", length=0)

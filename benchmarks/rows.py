@@ -155,7 +155,7 @@ def _short(value: float) -> float:
 
 
 def commit() -> str:
-    """`S2TDPT_COMMIT` where it is set (a copy without its history), else the checkout's, + where files differ from it."""
+    """`S2TDPT_COMMIT` where that is set (a copy without history), else the checkout's, + where files differ from it."""
     if named := os.environ.get("S2TDPT_COMMIT"):
         return named
     try:

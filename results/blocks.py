@@ -46,12 +46,15 @@ class Material:
 
 
 def summary(material: Material, _source: str) -> str:
-    """A line for each recipe: README.md's table."""
+    """A line for each recipe, of the runs that depart from it only where it has none of its own: README.md's table."""
     head = ["recipe", "data", "T", "seeds", "test top-1, last epoch", "the paper", "minutes", "attention neurons fire",
             "energy"]  # fmt: skip
     body = []
+    own = {group.first.recipe for group in material.tested if not group.first.variant}
     for group in material.tested:
         run = group.first
+        if run.variant and run.recipe in own:
+            continue
         paper = next((p.top1 for p in material.published if p.data == run.data and p.name.startswith("S²TDPT")), None)
         body.append(
             [

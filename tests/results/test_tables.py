@@ -136,6 +136,14 @@ def test_held_out_runs_do_not_count(checkout: Path, add_run) -> None:
     assert "(held-out images)" in block("runs", checkout)
 
 
+def test_the_summary_has_a_departure_only_where_its_recipe_has_no_run(checkout: Path, add_run) -> None:
+    add_run("other", "--variant", "earlier")
+    assert "| `cifar10_fast`, earlier |" in block("summary", checkout, "README.md")
+    add_run("own", seed=1)
+    assert "earlier" not in block("summary", checkout, "README.md")
+    assert "earlier" in block("runs", checkout)
+
+
 def test_seeds_share_a_group_and_variants_do_not(row: Row) -> None:
     others = [dataclasses.replace(row, **change) for change in ({"seed": 1}, {"variant": "long"}, {"data": "cifar100"})]
     assert [len(group.rows) for group in groups([row, *others])] == [2, 1, 1]
