@@ -211,6 +211,17 @@ def test_stem_by_hand(model: nn.Module) -> None:
     assert torch.allclose(stem(x, 3), u.flatten(3).transpose(2, 3), atol=1e-12)
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_normalised_queries_and_keys_forget_their_size(qk_norm: bool) -> None:
+    twin = small("vit_tiny", qk_norm=qk_norm)
+    x, attn = images(2, 12, 24), twin.blocks[0].attn
+    before = attn(x)
+    with torch.no_grad():
+        attn.qkv.weight[: 2 * 24] *= 50
+    assert torch.allclose(attn(x), before, atol=1e-4) is qk_norm
+    assert torch.isfinite(before).all()
+
+
 @pytest.mark.parametrize("options", [{}, {"neuron": "plif"}, {"in_channels": 1}, {"attention": "random"}])
 def test_every_weight_learns(options: dict[str, Any]) -> None:
     torch.manual_seed(0)

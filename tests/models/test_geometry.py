@@ -164,6 +164,7 @@ def test_a_configuration_survives_json() -> None:
         ("s2tdpt_tiny", {"surrogate": "relu"}, "'relu' is unknown"),
         ("s2tdpt_tiny", {"tau": 0.5}, "tau must be at least 1"),
         ("vit_tiny", {"time_steps": 4}, "one time step"),
+        ("s2tdpt_tiny", {"qk_norm": True}, "qk_norm is for the ANN twin"),
     ],
 )
 def test_refusals_are_one_line_that_says_what_to_use(name: str, options: dict[str, Any], message: str) -> None:

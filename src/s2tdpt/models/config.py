@@ -26,6 +26,7 @@ class ModelConfig:
     `stage_*`: width, number of blocks and mixer of each stage before the `depth` blocks with attention, on a grid twice
     as fine as the next one's; `mixer` is that of the blocks with attention. See `MIXERS`.
     `pool_gradient`: that of a maximum of spikes goes to their "first", or to the neuron with the "largest" charge.
+    `qk_norm`, of the twin alone: normalised queries and keys, without which Muon drives softmax scores without bound.
     """
 
     family: str = "spiking"
@@ -43,6 +44,7 @@ class ModelConfig:
     stage_mixers: tuple[str, ...] = ()
     mixer: str = "none"
     pool_gradient: str = "first"
+    qk_norm: bool = False
     attention: str = "stdp"
     window: StdpWindow = field(default_factory=StdpWindow)
     gain: float = 8.0
@@ -72,6 +74,8 @@ class ModelConfig:
             raise ModelError(f"model option family {self.family!r} is unknown: use spiking or ann")
         if self.pool_gradient not in ("first", "largest"):
             raise ModelError(f"model option pool_gradient {self.pool_gradient!r} is unknown: use first or largest")
+        if self.qk_norm and self.family != "ann":
+            raise ModelError("model option qk_norm is for the ANN twin: spike counts are bounded already")
         if self.neuron not in NEURONS:
             raise ModelError(f"model option neuron {self.neuron!r} is unknown: use one of {', '.join(NEURONS)}")
         if self.embed_dim % self.num_heads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,17 +13,25 @@ from .stages import build_stem
 
 
 class Attention(nn.Module):
-    """Multi-head softmax attention on tokens [B, N, D]; Q, K, V without bias, as in the spiking model."""
+    """Multi-head softmax attention on tokens [B, N, D]; Q, K, V without bias, as in the spiking model.
+
+    With `qk_norm` each head's queries and keys have their root mean square normalised, so that scores stay bounded.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim, bias=False)
+        head = config.embed_dim // config.num_heads
+        self.qk_norm = nn.ModuleList(nn.RMSNorm(head) for _ in "qk") if config.qk_norm else None
         self.proj = nn.Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
         query, key, value = self.qkv(x).view(B, N, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        if self.qk_norm is not None:
+            wide = torch.promote_types(x.dtype, torch.float32)
+            query, key = (norm(z.to(wide)).to(z.dtype) for norm, z in zip(self.qk_norm, (query, key), strict=True))
         mixed = F.scaled_dot_product_attention(query, key, value)
         return self.proj(mixed.transpose(1, 2).reshape(B, N, D))
 
