@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -118,11 +119,17 @@ def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace) -> 
         return root / rows.ABLATION_RUNS / f"{asked.ablation}-seed{recipe.seed}"
     if recipe.name in list_recipes() and not asked.variant:
         base = load_recipe(recipe.name)
-        difference = first_difference(base.replace(seed=recipe.seed), recipe)
+        difference = first_difference(base.replace(seed=recipe.seed), recipe) or _cut(base, recipe)
         if difference is not None:
             shipped = f"recipes/{recipe.name}.yaml"
             raise DataError(f"{run} departs from {shipped} in {difference}: name it with --variant (or --ablation)")
     return root / recipe.name / "-".join(filter(None, [asked.variant, f"seed{recipe.seed}"]))
+
+
+def _cut(base: Recipe, recipe: Recipe) -> str | None:
+    """How the clock of `recipe` is shorter than that of `base`; None where it is as long, longer or absent."""
+    usual, own = (math.inf if each.max_minutes is None else each.max_minutes for each in (base, recipe))
+    return f"max_minutes ({base.max_minutes!r}, not {recipe.max_minutes!r})" if own < usual else None
 
 
 def _goal(recipe: Recipe, place: Path, root: Path) -> str:

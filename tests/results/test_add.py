@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_run_becomes_a_row(make_run, root: Path) -> None:
-    run = make_run("one", seed=1, max_minutes=8.5, measured=MEASURED)
+    run = make_run("one", seed=1, max_minutes=20.0, measured=MEASURED)
     assert add.main([str(run), "--goal", "1", "--results", str(root)]) == 0
     (row,) = table(root)
     expected = {
@@ -60,7 +60,7 @@ def test_a_run_becomes_a_row(make_run, root: Path) -> None:
         "hardware": "Abacus",
         "versions": "s2tdpt 0.1.0, torch 2.13.0",
         "commit": "abcdef1",
-        "command": "s2tdpt train cifar10_fast --seed 1 --set max_minutes=8.5",
+        "command": "s2tdpt train cifar10_fast --seed 1 --set max_minutes=20.0",
     }
     assert {key: row[key] for key in expected} == expected
     assert "paper table" in row["energy_rule"]
@@ -137,6 +137,21 @@ def test_another_recipe_needs_a_name(make_run, root: Path, capsys) -> None:
     (row,) = table(root)
     assert (row["run"], row["variant"]) == ("cifar10_fast/bold-seed0", "bold")
     assert row["command"] == "s2tdpt train cifar10_fast --seed 0 --set optimizer.lr=0.5"
+
+
+@pytest.mark.parametrize("recipe", ["cifar10_fast", "two_minutes"])  # with a clock, and without
+def test_a_run_with_a_shorter_clock_needs_a_name(recipe: str, make_run, root: Path, capsys) -> None:
+    usual = load_recipe(recipe).max_minutes
+    short, long_enough = (600.0, [None]) if usual is None else (usual / 2, [usual, usual * 2, None])
+    run = make_run("short", recipe=recipe, max_minutes=short)
+    assert add.main([str(run), "--results", str(root)]) == 2
+    assert f"recipes/{recipe}.yaml in max_minutes ({usual}, not {short}): name it" in capsys.readouterr().err
+    assert add.main([str(run), "--variant", "short", "--results", str(root)]) == 0
+    for seed, minutes in enumerate(long_enough):
+        run = make_run(f"whole{seed}", recipe=recipe, seed=seed, max_minutes=minutes)
+        assert add.main([str(run), "--results", str(root)]) == 0
+    whole = [f"{recipe}/seed{seed}" for seed in range(len(long_enough))]
+    assert [row["run"] for row in table(root)] == [*whole, f"{recipe}/short-seed0"]
 
 
 def test_a_recipe_counts_for_the_goal_that_it_is_meant_for(make_run, root: Path) -> None:
