@@ -147,16 +147,18 @@ class Queue:
 
     def run(self) -> int:
         """0 when all is done, 1 if a run failed, 130 if there was no time."""
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             while self.left or self.running:
+                if time.monotonic() > self.deadline:
+                    self._stop()
                 self._start()
                 time.sleep(LOOK_EVERY)
-                if time.monotonic() > self.deadline and not self.stopped:
-                    self._stop()
                 for device in list(self.running):
                     self._look(device)
         finally:
+            for running in self.running.values():  # where the queue itself has failed
+                running.process.terminate()
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.stopped:
@@ -211,9 +213,13 @@ class Queue:
         self.failed.append(job)
         print(f"{job.item}, seed {job.seed} failed: {why}", flush=True)
 
-    def _stop(self, number: int = 0, frame: FrameType | None = None) -> None:
-        """No more runs; those under way save a checkpoint and end."""
-        self.stopped, self.left = True, []
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        """Time is up. Only noted here: a signal may come between the start of a process and its name in `running`."""
+        self.deadline = float("-inf")
+
+    def _stop(self) -> None:
+        """No more runs; those under way save a checkpoint and end, at the next signal at once."""
+        self.stopped, self.left, self.deadline = True, [], float("inf")
         for running in self.running.values():
             running.process.terminate()
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from results.ablation import Job, Queue, items
 from s2tdpt.training.recipe import load_recipe
 
 WRITES = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.mkdir(parents=True); (p / 'metrics.json').touch()"
-WAITS = "import time; time.sleep(60)"
+WAITS = "import time; time.sleep(5)"
 
 
 @pytest.fixture
@@ -25,6 +28,15 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     monkeypatch.setattr(ablation.add, "main", lambda words: calls.append(words) or 0)
     monkeypatch.setattr(ablation, "LOOK_EVERY", 0.02)
     return calls
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """Processes of the queue."""
+    found: list[subprocess.Popen[bytes]] = []
+    launch = Queue._launch
+    monkeypatch.setattr(Queue, "_launch", lambda *given: found.append(launch(*given)) or found[-1])
+    return found
 
 
 def job(root: Path, item: str, code: str = WRITES, needs: str = "") -> Job:
@@ -77,10 +89,39 @@ def test_a_failed_run_fails_what_needs_it_and_nothing_else(
     assert "distill, seed 0 failed" in said
 
 
-def test_when_there_is_no_time_left_runs_are_interrupted(tmp_path: Path, taken: list[list[str]]) -> None:
+def test_when_there_is_no_time_left_runs_are_interrupted(
+    tmp_path: Path, taken: list[list[str]], launched: list[Any]
+) -> None:
     jobs = [job(tmp_path, "baseline", WAITS), job(tmp_path, "plif")]
     assert queue(jobs, ["0"], minutes=0.005).run() == 130
     assert taken == []
+    assert [process.returncode for process in launched] == [-signal.SIGTERM]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_signal_while_a_process_starts_ends_it(
+    moment: str, tmp_path: Path, taken: list[list[str]], launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = Queue._launch
+
+    def interrupted(*given: Any) -> Any:
+        if moment == "before":
+            signal.raise_signal(signal.SIGINT)
+        process = launch(*given)
+        if moment == "after":
+            signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(Queue, "_launch", interrupted)
+    assert queue([job(tmp_path, item, WAITS) for item in ("baseline", "plif")], ["0"]).run() == 130
+    assert [process.returncode for process in launched] == [-signal.SIGTERM]
+
+
+def test_a_queue_that_fails_leaves_no_process(tmp_path: Path, taken: list[list[str]], launched: list[Any]) -> None:
+    lost = dataclasses.replace(job(tmp_path, "plif"), command=(str(tmp_path / "nowhere"),))
+    with pytest.raises(FileNotFoundError):
+        queue([job(tmp_path, "baseline", WAITS), lost], ["0", "1"]).run()
+    assert [process.wait() for process in launched] == [-signal.SIGTERM]
 
 
 def test_unknown_items_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
