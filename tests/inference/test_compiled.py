@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -150,8 +151,35 @@ def test_errors(model: nn.Module) -> None:
         run(torch.randn(2, 3, 9, 8))
     with pytest.raises(InputError, match="the images are on meta, this model was compiled for the CPU"):
         run(pictures().to("meta"))
+    model.train()
     with pytest.raises(ModelError, match="cannot be trained"):
-        run.train()(pictures())
+        run(pictures())
+
+
+CHANGES: dict[str, tuple[str, Callable[[nn.Module], object]]] = {
+    "to": ("moved or converted: move or convert", lambda run: run.to("meta")),
+    "half": ("moved or converted: move or convert", lambda run: run.half()),
+    "double": ("moved or converted: move or convert", lambda run: run.double()),
+    "within another": ("moved or converted: move or convert", lambda run: nn.Sequential(run).bfloat16()),
+    "load": ("given other weights: load them into", lambda run: run.load_state_dict(run.state_dict())),
+    "train": ("trained: train", lambda run: run.train()),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("winner", ["float32", "plain"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_would_change_the_weights_is_refused(model: nn.Module, change: str, winner: str, monkeypatch) -> None:
+    monkeypatch.setattr(compiled, "integer_obstacle", lambda: "none here")
+    monkeypatch.setattr(compiled, "_race", fastest(winner))
+    run, x = compile_for_inference(model), pictures()
+    before = run(x)
+    done, make = CHANGES[change]
+    with pytest.raises(ModelError, match=f"cannot be {done} the model and compile it again"):
+        make(run)
+    assert run.precision == winner
+    assert run.float().to("cpu").eval() is run  # as it is already
+    assert torch.equal(run(x), before)
 
 
 @torch.no_grad()

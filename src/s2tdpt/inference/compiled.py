@@ -36,6 +36,8 @@ class CompiledModel(nn.Module):
 
     `precision` says how ("plain": the model itself, where nothing was faster), `seconds` what the timing found.
     Hooks and listeners of energy and explanation see the plain model, which runs while anybody watches.
+    Its weights are those of compiling, so what would change them (`to`, `half`, `load_state_dict`, `train`, …) raises
+    `ModelError`, in "plain" too: change the model and compile it again. `to` where it is already changes nothing.
     """
 
     def __init__(self, model: nn.Module, engine: _Runs | None, precision: str, *, asked: bool = False) -> None:
@@ -59,7 +61,7 @@ class CompiledModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.model.training:
-            raise ModelError("a model compiled for inference cannot be trained: train the model and compile it again")
+            raise _unchangeable("trained: train")
         if self.engine is None or watched(self):
             return self.model(x)
         if (refusal := self.engine.refusal(x, self.time_steps)) is None:
@@ -67,6 +69,25 @@ class CompiledModel(nn.Module):
         if self.asked:
             raise ModelError(f"inference in {self.precision} is not available: {refusal}")
         return self.model(x)
+
+    def train(self, mode: bool = True) -> CompiledModel:
+        if mode:
+            raise _unchangeable("trained: train")
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> CompiledModel:
+        """Of `to`, `half`, `cuda` and the like."""
+        if any(fn(tensor) is not tensor for tensor in (*self.parameters(), *self.buffers())):
+            raise _unchangeable("moved or converted: move or convert")
+        return self
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Of `load_state_dict`, this model's or that of one around it."""
+        raise _unchangeable("given other weights: load them into")
+
+
+def _unchangeable(what: str) -> ModelError:
+    return ModelError(f"a model compiled for inference cannot be {what} the model and compile it again")
 
 
 def compile_for_inference(model: nn.Module, *, precision: str = "auto", example: Tensor | None = None) -> CompiledModel:
