@@ -49,7 +49,7 @@ def items(base: Recipe, teacher: Path) -> dict[str, dict[str, Any]]:
         "pool-gradient": {"model.options.pool_gradient": "largest"},
         "no-jump": {"model.options.window": {"jump": False}},
         "mean-attention": {"model.attention": "mean"},
-        "vit": {"model.name": twin, "schedule.time_steps": f"1:{round(cost)}"},
+        "vit": {"model.name": twin, "model.options.qk_norm": True, "schedule.time_steps": f"1:{round(cost)}"},
         "distill": {"distill.teacher": str(teacher)},
     }
 
