@@ -17,7 +17,8 @@ from s2tdpt.inference.engine import Engine
 from s2tdpt.neurons import LIF
 from s2tdpt.training.evaluate import evaluate
 
-from .cases import images, small
+from ..models.cases import images
+from .cases import small
 
 
 @pytest.fixture

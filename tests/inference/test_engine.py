@@ -13,11 +13,12 @@ from s2tdpt.inference import agreement, compile_for_inference, engine
 from s2tdpt.models import list_models, load_model
 from s2tdpt.ops.stdp import StdpWindow
 
-from .cases import images, in_eight_bits, small
+from ..models.cases import images
+from .cases import in_eight_bits, small
 
 MODELS: dict[str, dict[str, Any]] = {
     "stdp": {},
-    "mean": {"attention": "mean"},
+    "mean": {"attention": "mean", "gain": 7.3},  # with 8, six spikes of 24 reach the threshold exactly
     "identity": {"attention": "identity"},
     "random": {"attention": "random"},
     "plif": {"neuron": "plif", "tau": 3.0},

@@ -17,7 +17,8 @@ from s2tdpt.models.transformer import SpikingTransformer
 from s2tdpt.ops.packed import triton as ops
 from s2tdpt.ops.stdp import StdpWindow
 
-from ..inference.cases import images, in_eight_bits, small
+from ..inference.cases import in_eight_bits, small
+from ..models.cases import images
 from .cases import DEVICE
 
 MODELS: dict[str, dict[str, Any]] = {
