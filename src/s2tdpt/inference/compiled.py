@@ -81,7 +81,7 @@ class CompiledModel(nn.Module):
             raise _unchangeable("moved or converted: move or convert")
         return self
 
-    def _load_from_state_dict(self, *_: Any) -> None:
+    def _load_from_state_dict(self, *_: Any, **__: Any) -> None:
         """Of `load_state_dict`, this model's or that of one around it."""
         raise _unchangeable("given other weights: load them into")
 
