@@ -49,13 +49,14 @@ def test_fused_equals_plain(cell: dict[str, Any]) -> None:
     "options",
     [
         {"stage_widths": (8,), "stage_depths": (2,), "stage_mixers": ("conv",)},
+        {"stage_depths": (0, 1)},
         {"stem_channels": (8, 8), "stem_pool": (False, True, False), "stage_widths": (8,), "stage_depths": (1,),
          "stage_mixers": ("dwconv",), "depth": 2},
         {"stem_channels": (), "stem_pool": (False,), "stage_widths": (20,), "stage_depths": (1,),
          "stage_mixers": ("dwconv",)},
         {"stage_widths": (), "stage_depths": (), "stage_mixers": ()},
     ],
-    ids=["one stage", "a pool in the stem", "no stem, 20 channels", "mixers without stages"],
+    ids=["one stage", "a stage without blocks", "a pool in the stem", "no stem, 20 channels", "mixers without stages"],
 )  # fmt: skip
 def test_geometries(options: dict[str, Any]) -> None:
     model, x = certain(2, 3, 8, 4, train=True, time_steps=2, **HIERARCHY | options)

@@ -71,6 +71,16 @@ def test_weights_follow_from_the_configuration(mixer: str) -> None:
     assert parameters(model) == by_formula(cast(ModelConfig, model.config))
 
 
+def test_a_stage_without_blocks_is_the_way_down_alone() -> None:
+    model = small(NAME, **HIERARCHY | {"stage_depths": (0, 1)})
+    assert parameters(model) == by_formula(cast(ModelConfig, model.config))
+    x = images(2, 3, 8, 12)
+    (first, _), grids = model.stem.stages, model.stem.grids(8, 12)
+    u = images(3, 2, 8 * 12, 8)
+    assert torch.equal(first(u, grids[0]), first.down(u, grids[0]))
+    assert model(x).shape == (2, 5)
+
+
 def test_products_and_edges() -> None:
     model = create_model(NAME, time_steps=1)
     report = count(model, torch.randn(1, 3, 32, 32))
@@ -257,7 +267,8 @@ def test_the_command_line_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "message"),
     [
         ({"stage_depths": (1,)}, "one entry a stage each"),
-        ({"stage_depths": (1, 0)}, "at least 1 each"),
+        ({"stage_depths": (1, -1)}, "stage_depths at least 0"),
+        ({"stage_widths": (0, 16)}, "stage_widths must be at least 1 each"),
         ({"stage_depths": (1, 1.5)}, "stage_depths must be a list of int"),
         ({"stage_mixers": ("none", "attention")}, "mixer 'attention' is unknown: use one of none, dwconv, conv"),
         ({"mixer": "pool"}, "mixer 'pool' is unknown"),

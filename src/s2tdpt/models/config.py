@@ -65,8 +65,8 @@ class ModelConfig:
             raise ModelError("model option stem_pool needs one flag a convolution, the first False")
         if not len(self.stage_widths) == len(self.stage_depths) == len(self.stage_mixers):
             raise ModelError("model options stage_widths, stage_depths and stage_mixers need one entry a stage each")
-        if min((*self.stage_widths, *self.stage_depths), default=1) < 1:
-            raise ModelError("model options stage_widths and stage_depths must be at least 1 each")
+        if min(self.stage_widths, default=1) < 1 or min(self.stage_depths, default=0) < 0:
+            raise ModelError("model options stage_widths must be at least 1 each, stage_depths at least 0")
         for mixer in (self.mixer, *self.stage_mixers):
             if mixer not in MIXERS:
                 raise ModelError(f"model option mixer {mixer!r} is unknown: use one of {', '.join(MIXERS)}")
