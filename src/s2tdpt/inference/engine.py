@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ..attention import RandomAttention, SpikingSelfAttention
 from ..errors import InputError
 from ..models.block import Block, SpikingMLP
+from ..models.dispatch import NORMS, unknown_part
 from ..models.stem import Stem
 from ..models.transformer import SpikingTransformer
 from ..neurons import LIF, PLIF
-from ..normalisation import BatchNorm
 from .fold import Norm, fold
 from .membrane import Membrane
 from .mixing import MIXED, Mixing, mixing
@@ -24,8 +24,7 @@ from .synapses import FloatSynapse, IntegerSynapse, Synapse
 
 PLANES = {"int8": 1, "int16": 2}
 """8-bit planes of weights of each integer precision."""
-_NORMS = BatchNorm, nn.BatchNorm2d
-_KNOWN = {Stem, Block, SpikingMLP, LIF, PLIF, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList, *_NORMS, *MIXED}
+_KNOWN = {Stem, Block, SpikingMLP, LIF, PLIF, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList, *NORMS, *MIXED}
 _ELEMENTS = 1 << 22
 """Of the widest layer at one step: more images at once would only leave the caches."""
 
@@ -46,12 +45,7 @@ def structure(model: nn.Module) -> str | None:
     """What no engine knows about this model, or None."""
     if type(model) is not SpikingTransformer:
         return f"{type(model).__name__} is not a spiking Transformer of this package"
-    for name, module in model.named_modules():
-        if name and type(module) not in _KNOWN:
-            return f"{name} is a {type(module).__name__}, which it does not know"
-        if isinstance(module, _NORMS) and (module.running_mean is None or not module.affine):
-            return f"{name} has no running statistics or no weight"
-    return None
+    return unknown_part(model, _KNOWN, "it does not know")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .transformer import SpikingTransformer
 
 IMPLEMENTATIONS = ("auto", "plain", "fused")
-_NORMS = (BatchNorm, nn.BatchNorm2d)
+NORMS = (BatchNorm, nn.BatchNorm2d)
 _OURS = (Stem, HierarchicalStem, Stage, Downsample, LocalBlock, Block, LocalMixer, SpikingMLP, STDPAttention, LIF, PLIF)
-_FUSED = (*_OURS, *_NORMS, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList)
+_FUSED = (*_OURS, *NORMS, nn.Linear, nn.Conv2d, nn.MaxPool2d, nn.ModuleList)
 
 
 def use_fused(model: SpikingTransformer, x: Tensor) -> bool:
@@ -57,11 +57,8 @@ def _obstacle(model: SpikingTransformer, x: Tensor) -> str | None:
         return "its membranes are float32, but the input is float64"
     if any(type(block.attn) is not STDPAttention for block in model.blocks):
         return f"attention {model.config.attention!r} has no fused kernel"
-    for name, module in model.named_modules():
-        if name and type(module) not in _FUSED:
-            return f"{name} is a {type(module).__name__}, which has no fused kernel"
-        if isinstance(module, _NORMS) and (module.running_mean is None or not module.affine):
-            return f"{name} has no running statistics or no weight"
+    if (unknown := unknown_part(model, _FUSED, "has no fused kernel")) is not None:
+        return unknown
     model.stem.check(x)
     height, width = model.stem.grid(*x.shape[-2:])
     tokens, features = height * width, model.config.embed_dim // model.config.num_heads
@@ -69,6 +66,16 @@ def _obstacle(model: SpikingTransformer, x: Tensor) -> str | None:
     if features > FEATURES or not fits_tile(tokens, features, half=half):
         precision = "half precision" if half else "float32"
         return f"a head of {tokens} tokens x {features} features in {precision} does not fit into one tile"
+    return None
+
+
+def unknown_part(model: nn.Module, known: Collection[type[nn.Module]], trouble: str) -> str | None:
+    """The first part of `model` whose class is not one of `known`, or norm that cannot be folded, in words; or None."""
+    for name, module in model.named_modules():
+        if name and type(module) not in known:
+            return f"{name} is a {type(module).__name__}, which {trouble}"
+        if isinstance(module, NORMS) and (module.running_mean is None or not module.affine):
+            return f"{name} has no running statistics or no weight"
     return None
 
 
