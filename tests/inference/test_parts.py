@@ -164,6 +164,12 @@ def test_mixing(attention) -> None:
     torch.testing.assert_close(quick.double(), truth, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS.values(), ids=ATTENTIONS)
+def test_the_weight_that_is_folded_is_the_one_that_projects(attention) -> None:
+    layer, x = attention().double(), spikes(2, 1, 5, 24)
+    torch.testing.assert_close(F.linear(x, layer.qkv_weight), layer.project(x), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("size", [(2, 2), (6, 8)])
 def test_pooling(size: tuple[int, int], dtype: torch.dtype) -> None:

@@ -41,6 +41,11 @@ class SpikingSelfAttention(nn.Module, ABC):
     def mix(self, *parts: Tensor) -> Tensor:
         """Current into `mix_neuron` [T, B, H, N, D_h] from the spikes of `parts`, each [T, B, H, N, D_h]."""
 
+    @property
+    def qkv_weight(self) -> Tensor:
+        """W of all parts, [len(parts) · D, D], as `project` multiplies it."""
+        return self.qkv.weight
+
     def project(self, spikes: Tensor) -> Tensor:
         """W s of all parts at once: [T, B, N, len(parts) · D]."""
         return self.qkv(spikes)

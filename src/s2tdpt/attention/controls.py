@@ -61,5 +61,9 @@ class RandomAttention(STDPAttention):
         self.frozen_qk = nn.Buffer(drawn[: 2 * embed_dim].clone())
         self.qkv = nn.Linear(embed_dim, embed_dim, bias=False)
 
+    @property
+    def qkv_weight(self) -> Tensor:
+        return torch.cat([self.frozen_qk, self.qkv.weight])
+
     def project(self, spikes: Tensor) -> Tensor:
-        return F.linear(spikes, torch.cat([self.frozen_qk, self.qkv.weight]))
+        return F.linear(spikes, self.qkv_weight)

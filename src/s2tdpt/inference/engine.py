@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attention import RandomAttention, SpikingSelfAttention
+from ..attention import SpikingSelfAttention
 from ..errors import InputError
 from ..models.block import Block, SpikingMLP
 from ..models.dispatch import NORMS, unknown_part
@@ -142,12 +142,9 @@ class Engine:
 
     def _block(self, block: Block) -> _Block:
         attn, mlp = cast(SpikingSelfAttention, block.attn), block.mlp
-        weight = attn.qkv.weight
-        if isinstance(attn, RandomAttention):
-            weight = torch.cat([attn.frozen_qk, weight])
         return _Block(
             neuron=Membrane.of(cast(LIF, block.neuron)),
-            qkv=self._synapse(attn.qkv, attn.qkv_norm, weight),
+            qkv=self._synapse(attn.qkv, attn.qkv_norm, attn.qkv_weight),
             qkv_neuron=Membrane.of(cast(LIF, attn.qkv_neuron)),
             mix=mixing(attn, self.dtype, integer=self.planes > 0),
             mix_neuron=Membrane.of(cast(LIF, attn.mix_neuron)),

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..attention import RandomAttention, STDPAttention
+from ..attention import STDPAttention
 from ..errors import InputError
 from ..models.block import Block
 from ..models.transformer import SpikingTransformer
@@ -124,11 +124,8 @@ class PackedEngine:
 
     def _block(self, block: Block) -> _Block:
         attn, mlp = cast(STDPAttention, block.attn), block.mlp
-        weight = attn.qkv.weight
-        if isinstance(attn, RandomAttention):
-            weight = torch.cat([attn.frozen_qk, weight])
         return _Block(
-            qkv=_weight(attn.qkv, attn.qkv_norm, weight),
+            qkv=_weight(attn.qkv, attn.qkv_norm, attn.qkv_weight),
             qkv_neuron=Constants.of(cast(LIF, attn.qkv_neuron)),
             window=window_table(attn.window, attn.num_heads, attn.head_dim, self.device),
             gain=attn.gain,
