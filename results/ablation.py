@@ -24,7 +24,7 @@ import torch
 
 from results import add, rows
 from s2tdpt.errors import S2tdptError
-from s2tdpt.training.folder import METRICS
+from s2tdpt.training.folder import METRICS, RECIPE
 from s2tdpt.training.recipe import Recipe, load_recipe, parse_overrides
 from s2tdpt.training.schedule import parse_plan
 
@@ -117,7 +117,8 @@ def plan(asked: argparse.Namespace) -> Iterator[Job]:
             changes = items(base, teacher)[item]
             base.replace(**changes)
             folder = asked.runs / f"{item}-seed{seed}"
-            command = [sys.executable, "-m", "s2tdpt", "train", asked.recipe, "--out", str(folder), "--resume"]
+            command = [sys.executable, "-m", "s2tdpt", "train", asked.recipe, "--out", str(folder)]
+            command += ["--resume"] if (folder / RECIPE).is_file() else []
             command += ["--seed", str(seed), *(word for change in asked.set for word in ("--set", change))]
             for key, value in changes.items():
                 command += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]

@@ -54,7 +54,7 @@ def test_command_lines(
 def test_data_that_does_not_fit(refused, finished: Path, tmp_path: Path) -> None:
     assert "unknown data set" in refused("evaluate", finished, "--data", "mnist")
     assert "split" in refused("evaluate", finished, "--split", "dev")
-    assert "precision 'float16'" in refused("evaluate", finished, "--precision", "float16")
+    assert "use auto (" in refused("evaluate", finished, "--precision", "int8")
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for i in range(5):
@@ -133,7 +133,10 @@ def test_one_bad_picture_does_not_lose_the_others(cli, finished: Path, picture: 
 
 def test_figures_that_cannot_be_written(refused, finished: Path, picture: Path) -> None:
     assert "no space left" in refused("predict", finished, picture, "--json", "/dev/full")
-    assert str(picture) in refused("predict", finished, picture, "--json", picture / "out.json")
+    said = refused("predict", finished, picture, "--json", picture / "out.json")
+    assert str(picture) in said
+    assert "choose another place" in said
+    assert "is a directory" in refused("explain", finished, picture, "--out", finished)
 
 
 def test_figures_are_on_the_terminal_where_the_file_cannot_be_written(cli, finished: Path, tmp_path: Path) -> None:

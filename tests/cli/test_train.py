@@ -40,6 +40,12 @@ def test_a_run_is_not_overwritten(cli, refused, tmp_path: Path) -> None:
     assert (tmp_path / "run/model.safetensors").read_bytes() == before
 
 
+def test_a_run_that_is_not_there_is_not_gone_on_with(refused, tmp_path: Path) -> None:
+    said = refused("train", "digits", "--out", tmp_path / "rum", "--device", "cpu", *QUICK, "--resume")
+    assert f"{tmp_path / 'rum'} holds no run to go on with" in said
+    assert not (tmp_path / "rum").exists()
+
+
 def test_ctrl_c_says_how_to_go_on(cli, tmp_path: Path) -> None:
     code = """
 import signal, sys

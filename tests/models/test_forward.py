@@ -69,6 +69,12 @@ def test_images_that_do_not_fit(model: nn.Module, twin: nn.Module, shape: tuple[
         assert "\n" not in str(caught.value)
 
 
+def test_images_in_bytes_are_refused(model: nn.Module, twin: nn.Module) -> None:
+    for each in (model, twin):
+        with pytest.raises(InputError, match="takes normalised images, floating point, not uint8"):
+            each(torch.zeros((2, 3, 8, 8), dtype=torch.uint8))
+
+
 def test_two_forwards_in_a_row_agree(model: nn.Module, twin: nn.Module) -> None:
     x = images(3, 3, 8, 12)
     for each in (model, twin):
@@ -106,6 +112,9 @@ def test_time_steps_may_be_assigned() -> None:
     assert torch.allclose(four[1], four[4][:1], atol=1e-12)
     assert torch.allclose(four[2], four[4][:2], atol=1e-12)
     assert not torch.allclose(four[4][3], four[4][2])
+    for wrong in (0, 2.5, "4"):
+        with pytest.raises(ModelError, match="time_steps must be a whole number, at least 1"):
+            model.time_steps = wrong
 
 
 def test_the_twin_has_one_step(twin: nn.Module) -> None:

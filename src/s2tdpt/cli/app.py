@@ -46,6 +46,8 @@ def complain(error: Exception) -> str | None:
         text = f"{error.format_message()} (see {command} --help)"  # pyright: ignore[reportAttributeAccessIssue]
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         text = f"no space left on the disk{_place(error)}: free some and run the command again"
+    elif isinstance(error, (FileExistsError, IsADirectoryError, NotADirectoryError)) and error.strerror:
+        text = f"{error.strerror}{_place(error)}: choose another place"
     elif isinstance(error, OSError) and error.strerror:
         text = f"{error.strerror}{_place(error)}"
     elif isinstance(error, (MemoryError, RuntimeError)) and _out_of_memory(error):

@@ -16,7 +16,7 @@ def explain(
     model: Model,
     files: Pictures,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="The HTML report, one file with all pictures in it.")
+        Path, typer.Option(metavar="FILE", dir_okay=False, help="The HTML report, one file with all pictures in it.")
     ] = Path("report.html"),
     device: Device = None,
     time_steps: TimeSteps = None,
@@ -54,7 +54,8 @@ def explain(
         history=history,
         energy=energy.count(net, subject.normalise(net, card, pictures)),
     )
-    print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB, {len(paths)} pictures)")
+    count = "1 picture" if len(paths) == 1 else f"{len(paths)} pictures"
+    print(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB, {count})")
 
 
 def _of_run(folder: Path) -> tuple[dict[str, Any] | None, list[dict[str, str]] | None]:

@@ -12,6 +12,8 @@ import typer
 from s2tdpt.cli import options
 from s2tdpt.cli.options import BatchSize, Data, DataRoot, Device, Json, Limit, Model, Pictures, TimeSteps
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 def evaluate(
     model: Model,
@@ -34,9 +36,13 @@ def evaluate(
       s2tdpt evaluate runs/cifar10_fast --data folder:~/pictures@32 --limit 1000
     """
     from s2tdpt.cli import subject
+    from s2tdpt.errors import ModelError
     from s2tdpt.inference import accelerate
     from s2tdpt.training import evaluate as measured
 
+    if precision not in PRECISIONS:
+        known = "auto (int8 where that is faster), float32 or bfloat16"
+        raise ModelError(f"precision {precision!r} is unknown: use {known}")
     net, card = subject.load(model, device, time_steps)
     images = subject.load_images(net, card, data, split, data_root, limit)
     quick = net
@@ -122,7 +128,7 @@ def predict(
 def energy(
     model: Model,
     data: Data = None,
-    limit: Limit = 100,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="Use N images, evenly spaced over the set.")] = 100,
     table: Annotated[
         str, typer.Option(metavar="NAME", help="Prices of the operations.", autocompletion=options.complete_tables)
     ] = "paper",
@@ -148,7 +154,7 @@ def energy(
 
     prices = cost_table(table)
     net, card = subject.load(model, device, time_steps, allow_untrained=True)
-    x = subject.inputs(net, card, data, data_root, limit or 100)
+    x = subject.inputs(net, card, data, data_root, limit)
     report = count(net, x, exact=exact)
     with options.saved(json, report.to_dict(prices) | {"model": model, "time_steps": net.time_steps}):
         print(report.format(prices))

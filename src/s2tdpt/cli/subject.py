@@ -107,7 +107,9 @@ def expand(files: Sequence[Path]) -> list[Path]:
         if file.is_dir():
             found = sorted(path for path in file.iterdir() if path.suffix.lower() in SUFFIXES)
             if not found:
-                raise DataError(f"{file} holds no pictures")
+                raise DataError(
+                    f"{file} holds no pictures ({', '.join(sorted(SUFFIXES))}): name another folder, or files"
+                )
             paths += found
         else:
             paths.append(file)

@@ -52,21 +52,27 @@ def train(
       s2tdpt train runs/first/recipe.yaml --out runs/first --resume
       torchrun --nproc-per-node 2 -m s2tdpt train cifar10_fast
     """
-    from s2tdpt.errors import TrainingInterrupted
+    from s2tdpt.errors import TrainingError, TrainingInterrupted
     from s2tdpt.training import engine
+    from s2tdpt.training.folder import RECIPE
     from s2tdpt.training.recipe import load_recipe, parse_overrides
 
     plan = load_recipe(recipe).replace(**parse_overrides(changes or []))
     if seed is not None:
         plan = plan.replace(seed=seed)
     folder = out or Path("runs") / plan.name
+    first_rank = int(os.environ.get("RANK", 0)) == 0
+    if resume and first_rank and not (folder / RECIPE).is_file():
+        raise TrainingError(
+            f"{folder} holds no run to go on with: leave --resume out, or name the run's folder with --out"
+        )
     try:
         metrics = engine.train(plan, folder, resume=resume, device=device, data_root=data_root)
     except (KeyboardInterrupt, TrainingInterrupted):
         again = shlex.join(["s2tdpt", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
         print(f"\ninterrupted; to go on from the last checkpoint: {again}", file=sys.stderr)
         raise typer.Exit(130) from None
-    if int(os.environ.get("RANK", 0)) == 0:
+    if first_rank:
         print(f"top-1 accuracy {metrics['top1']:.2%} on {metrics['n']:,} images; everything is in {folder}")
 
 
@@ -95,7 +101,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where report.html and metrics.json go.")] = Path(
         "runs/demo"
     ),
-    device: Device = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, …")] = "cpu",
 ) -> None:
     """Train on real digits, beside an ANN twin, and compare.
 

@@ -52,6 +52,10 @@ class Stem(nn.Module):
             raise InputError(f"the model takes {self.in_channels} channels, but the images {shape} have {shape[-3]}")
         if shape[-2] % self.stride or shape[-1] % self.stride:
             raise InputError(f"height and width must be multiples of {self.stride}, got {shape[-2]} x {shape[-1]}")
+        if not x.is_floating_point():
+            raise InputError(
+                f"the model takes normalised images, floating point, not {str(x.dtype).removeprefix('torch.')}"
+            )
 
     def forward(self, x: Tensor, time_steps: int) -> Tensor:
         self.check(x)

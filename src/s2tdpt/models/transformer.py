@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 from torch import Tensor, nn
+
+from s2tdpt.errors import ModelError
 
 from .block import Block
 from .config import ModelConfig
@@ -26,6 +30,17 @@ class SpikingTransformer(nn.Module):
         self.stem = build_stem(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.head = nn.Linear(config.embed_dim, config.num_classes)
+
+    @property
+    def time_steps(self) -> int:
+        """How many steps the model runs."""
+        return self._time_steps
+
+    @time_steps.setter
+    def time_steps(self, value: int) -> None:
+        if not isinstance(value, Integral) or value < 1:
+            raise ModelError(f"time_steps must be a whole number, at least 1, not {value!r}")
+        self._time_steps = int(value)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Membrane potentials after the last block, [T, B, N, D]."""
