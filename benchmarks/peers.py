@@ -30,7 +30,7 @@ def _spikingjelly() -> tuple[Any, Any]:
         parts = ("spikingjelly.activation_based.model.spikformer", "spikingjelly.activation_based.functional")
         models, functional = (importlib.import_module(part) for part in parts)
     except ImportError as error:
-        hint = "pip install --no-deps spikingjelly==2.0.0 loguru SciencePlots, or leave peers out: --no-peers"
+        hint = "pip install h5py loguru SciencePlots; pip install --no-deps spikingjelly==2.0.0 (or --no-peers)"
         raise MissingExtraError(f"the peer SpikingJelly cannot be imported ({error}): {hint}") from error
     return models, functional
 
