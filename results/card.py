@@ -39,7 +39,7 @@ def text(name: str, card: Mapping[str, Any], size: int, runs: Iterable[Row] = ()
         )
         + f" for {title}: {classes} classes, images of {side}, {run['parameters']:,} weights"
         + (f", T = {figures['time_steps']}." if spiking else "."),
-        f'```python\nmodel = s2tdpt.create_model("{name}", pretrained=True)\n```\n\n'
+        f'```python\nimport s2tdpt\n\nmodel = s2tdpt.create_model("{name}", pretrained=True)\n```\n\n'
         f"```sh\ns2tdpt predict {name} photo.png\n"
         f"s2tdpt evaluate {name} --data {data['name']} --json figures.json\n```",
         "## This file, measured\n\n" + _measured(card, size),
