@@ -13,7 +13,7 @@ from s2tdpt.inference import agreement, compile_for_inference, engine
 from s2tdpt.models import list_models, load_model
 from s2tdpt.ops.stdp import StdpWindow
 
-from ..models.cases import images
+from ..models.cases import HIERARCHY, images
 from .cases import in_eight_bits, small
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -27,6 +27,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "tau 1": {"tau": 1.0},
     "one step": {"time_steps": 1},
     "one convolution": {"stem_channels": (), "stem_pool": (False,)},
+    "stages": HIERARCHY,
+    "stages, full mixers": HIERARCHY | {"mixer": "conv", "stage_mixers": ("conv", "none"), "stage_depths": (1, 0)},
+    "stages at once": HIERARCHY | {"stem_channels": (), "stem_pool": (False,), "v_reset": None},
+    "a mixer without stages": {"mixer": "dwconv"},
     "window per head": {"window": StdpWindow(a_plus=(0.3, 0.2, 0.4), tau_plus=(9.0, 8.0, 20.0))},
 }
 
@@ -39,7 +43,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 @torch.no_grad()
 def test_float64_is_equal_to_rounding(model: nn.Module) -> None:
     compiled = compile_for_inference(model, precision="float32")  # as the weights: float64
-    for x in (images(5, 3, 8, 12), images(2, 4, 3, 8, 8), images(1, 3, 4, 2)):
+    for x in (images(5, 3, 8, 12), images(2, 4, 3, 8, 8), images(1, 3, 4, 4)):
         truth = model(x)
         torch.testing.assert_close(compiled(x), truth, rtol=0, atol=1e-10)
         assert truth.shape[0] == 1 or (truth[0] - truth[1]).abs().max() > 1e-3  # pictures make a difference
@@ -58,14 +62,15 @@ def test_integers_are_equal_where_eight_bits_hold_the_weights(model: nn.Module, 
 
 
 @torch.no_grad()
-def test_all_images_at_once_or_in_parts(monkeypatch, integers) -> None:
-    model = in_eight_bits(small()).float()
+@pytest.mark.parametrize("options", [{}, HIERARCHY], ids=["plain", "stages"])
+def test_all_images_at_once_or_in_parts(options: dict[str, Any], monkeypatch, integers) -> None:
+    model = in_eight_bits(small(**options)).float()
     for precision in ("float32", "int8"):
         compiled = compile_for_inference(model, precision=precision)
         still, moving = images(7, 3, 8, 12).float(), images(5, 7, 3, 8, 12).float()
         whole = compiled(still), compiled(moving)
         with monkeypatch.context() as patched:
-            patched.setattr(engine, "_ELEMENTS", 3 * 12 * 8 * 12)  # three images
+            patched.setattr(engine, "_ELEMENTS", 3 * engine.widest(model.config, 8, 12))  # three images
             parts = compiled(still), compiled(moving)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

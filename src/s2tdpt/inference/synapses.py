@@ -6,18 +6,38 @@ Spikes are 0 or 1, so an integer product rounds nothing but the weights: its sum
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.weights import best_scale
 
-_SAME = [1, 1], [1, 1], [1, 1], 1
-"""Stride, padding, dilation and groups of the stem's 3x3 convolutions."""
 _LARGEST_GROWTH = 2.0**64
+
+
+@dataclass(frozen=True)
+class Places:
+    """What a convolution looks at: 3x3 places around each by default, with all channels together."""
+
+    stride: int = 1
+    padding: int = 1
+    groups: int = 1
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Places:
+        """Those of a square convolution; of a linear layer, which has none, the default."""
+        if not isinstance(layer, nn.Conv2d):
+            return cls()
+        return cls(layer.stride[0], int(layer.padding[0]), layer.groups)
+
+    @property
+    def geometry(self) -> tuple[list[int], list[int], list[int], int]:
+        """Stride, padding, dilation and groups, as oneDNN's operators take them."""
+        return [self.stride] * 2, [self.padding] * 2, [1, 1], self.groups
 
 
 class Synapse(ABC):
@@ -42,10 +62,10 @@ class Synapse(ABC):
 
 
 class FloatSynapse(Synapse):
-    """A linear layer (weight [out, in]) or 3x3 convolution (weight [out, in, 3, 3]) in floating point."""
+    """A linear layer (weight [out, in]) or convolution (weight [out, in / groups, k, k]) in floating point."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
-        self.convolves = weight.ndim == 4
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, places: Places = Places()) -> None:
+        self.convolves, self.places = weight.ndim == 4, places
         self.weight, self.bias = weight.to(dtype), bias.to(dtype)
         if self.convolves:
             self.weight = self.weight.contiguous(memory_format=torch.channels_last)
@@ -53,7 +73,7 @@ class FloatSynapse(Synapse):
     def __call__(self, spikes: Tensor) -> Tensor:
         if not self.convolves:
             return F.linear(spikes, self.weight, self.bias)
-        return _nhwc(F.conv2d(_nchw(spikes), self.weight, self.bias, padding=1))
+        return _nhwc(F.conv2d(_nchw(spikes), self.weight, self.bias, *self.places.geometry))
 
     def add_to(self, u: Tensor, spikes: Tensor) -> Tensor:
         return u.add_(self(spikes))
@@ -67,9 +87,9 @@ class IntegerSynapse(Synapse):
     of it. So the unit of membranes grows by 1/decay at each step instead, and with it the scales.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, planes: int) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, planes: int, places: Places = Places()) -> None:
         self.bias = bias.float()
-        self.convolves = weight.ndim == 4
+        self.convolves, self.places = weight.ndim == 4, places
         self.levels: list[tuple[Tensor, Tensor]] = []
         rest = weight.double()
         for _ in range(planes):
@@ -101,7 +121,7 @@ class IntegerSynapse(Synapse):
         if unit not in self._scaled:
             self._scaled[unit] = [scale * unit for _, scale in self.levels], self.bias * unit
         scales, bias = self._scaled[unit]
-        product = _convolve if self.convolves else _multiply
+        product = partial(_convolve, self.places) if self.convolves else _multiply
         for packed, scale in zip(self._pack(spikes), scales, strict=True):
             onto = product(spikes, packed, scale, self.zero, bias, onto)
             bias = None
@@ -115,7 +135,7 @@ class IntegerSynapse(Synapse):
             if len(self._packed) >= 4:
                 self._packed.pop(next(iter(self._packed)))
             self._packed[shape] = [
-                _onednn().qconv_prepack(levels, scale, 1.0, 0, *_SAME, _nchw(spikes).shape)
+                _onednn().qconv_prepack(levels, scale, 1.0, 0, *self.places.geometry, _nchw(spikes).shape)
                 if self.convolves
                 else _onednn().qlinear_prepack(levels, None)
                 for levels, scale in self.levels
@@ -139,13 +159,15 @@ def _multiply(x: Tensor, w: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | 
     return _onednn().qlinear_pointwise.binary(*given, onto, bias, *output, "sum", 1.0, "none", [], "")
 
 
-def _convolve(x: Tensor, w: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, onto: Tensor | None) -> Tensor:
-    given = _nchw(x), 1.0, 0, w, scale, zero
+def _convolve(
+    places: Places, x: Tensor, w: Tensor, scale: Tensor, zero: Tensor, bias: Tensor | None, onto: Tensor | None
+) -> Tensor:
+    given, geometry = (_nchw(x), 1.0, 0, w, scale, zero), places.geometry
     if onto is None:
-        out = _onednn().qconv2d_pointwise(*given, bias, *_SAME, 1.0, 0, torch.float32, "none", [], "")
+        out = _onednn().qconv2d_pointwise(*given, bias, *geometry, 1.0, 0, torch.float32, "none", [], "")
     else:
-        output = 1.0, 0, torch.float32, 1.0, 0
-        out = _onednn().qconv2d_pointwise.binary(*given, _nchw(onto), bias, *_SAME, *output, "sum", 1.0, None, [], None)
+        output = *geometry, 1.0, 0, torch.float32, 1.0, 0
+        out = _onednn().qconv2d_pointwise.binary(*given, _nchw(onto), bias, *output, "sum", 1.0, None, [], None)
     return _nhwc(out)
 
 
@@ -181,12 +203,17 @@ def _wrong_products() -> bool:
         return torch.randint(-127, 128, shape, generator=made).double()
 
     wrong = False
-    for weight, shape in ((levels(32, 48), (24, 48)), (levels(32, 16, 3, 3), (2, 8, 8, 16))):
+    for weight, shape, places in (
+        (levels(32, 48), (24, 48), Places()),
+        (levels(32, 16, 3, 3), (2, 8, 8, 16), Places()),
+        (levels(32, 16, 2, 2), (2, 8, 8, 16), Places(stride=2, padding=0)),
+        (levels(32, 1, 3, 3), (2, 8, 8, 32), Places(groups=32)),
+    ):
         weight.view(32, -1)[:, 0] = 127  # so that 8 bits hold these weights
         spikes = torch.randint(0, 2, shape, generator=made, dtype=torch.uint8)
         bias = levels(32)
-        truth = FloatSynapse(weight, bias, torch.float64)(spikes.double())
-        synapse = IntegerSynapse(weight, bias, 1)
+        truth = FloatSynapse(weight, bias, torch.float64, places)(spikes.double())
+        synapse = IntegerSynapse(weight, bias, 1, places)
         for found in (synapse(spikes), synapse.add_to(torch.ones(truth.shape), spikes) - 1):
             wrong |= not torch.allclose(found.double(), truth, rtol=1e-4, atol=1e-2)
     return wrong
