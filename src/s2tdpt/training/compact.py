@@ -1,4 +1,4 @@
-"""A resume state that is small enough to carry: a third of the size, for the price of exactness."""
+"""A resume state that is small enough to carry: two fifths of the size, for the price of exactness."""
 
 from __future__ import annotations
 

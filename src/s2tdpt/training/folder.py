@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -62,8 +63,9 @@ def write_file(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_atomic(path, text.encode())
     except OSError as error:
-        reason = error.strerror or error
-        raise CheckpointError(f"cannot write {path} ({reason}): free some space, then --resume") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "free some space, then --resume" if full else "name another folder with --out"
+        raise CheckpointError(f"cannot write {path} ({error.strerror or error}): {advice}") from error
 
 
 def first_difference(before: Recipe, after: Recipe) -> str | None:

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -117,6 +117,8 @@ class Recipe:
         except dacite.WrongTypeError as error:
             wanted, value = error.field_type, error.value
             hint = _suggest(value, [str(a) for a in typing.get_args(wanted)]) if isinstance(value, str) else ""
+            if error.field_path == "schedule.time_steps":
+                hint = ": time steps and epochs, as in '4:20'"
             raise RecipeError(f"{error.field_path}: must be {_describe(wanted)}, not {value!r}{hint}") from None
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,10 +226,27 @@ def _refuse_unknown_keys(cls: type, values: Mapping[Any, Any], prefix: str) -> N
     hints = typing.get_type_hints(cls)
     for key, value in values.items():
         if key not in hints:
-            raise RecipeError(f"{prefix}{key}: unknown key{_suggest(str(key), list(hints))}")
-        nested = [t for t in (hints[key], *typing.get_args(hints[key])) if dataclasses.is_dataclass(t)]
-        if nested and isinstance(value, Mapping):
-            _refuse_unknown_keys(typing.cast(type, nested[0]), value, f"{prefix}{key}.")
+            elsewhere = [known for known in _keys(Recipe) if known.rpartition(".")[2] == key]
+            hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else _suggest(str(key), list(hints))
+            raise RecipeError(f"{prefix}{key}: unknown key{hint}")
+        nested = _nested(hints[key])
+        if nested is not None and isinstance(value, Mapping):
+            _refuse_unknown_keys(nested, value, f"{prefix}{key}.")
+
+
+def _nested(hint: Any) -> type | None:
+    """The dataclass that a field holds, alone or beside None."""
+    found = [t for t in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(t)]
+    return typing.cast(type, found[0]) if found else None
+
+
+def _keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted keys below `cls`."""
+    for key, hint in typing.get_type_hints(cls).items():
+        nested = _nested(hint)
+        yield f"{prefix}{key}"
+        if nested is not None:
+            yield from _keys(nested, f"{prefix}{key}.")
 
 
 def _suggest(word: str, known: list[str]) -> str:
