@@ -195,9 +195,13 @@ def test_the_clock_ends_the_run_after_every_phase(
     fake = FakeTime(0.1)
     monkeypatch.setattr(engine, "time", fake)
     monkeypatch.setattr(setup, "time", fake)
+    said: list[str] = []
+    monkeypatch.setattr(engine.Progress, "say", lambda _, text: said.append(text))
     recipe = tiny.replace(**{"schedule.time_steps": "1:300,2:50", "max_minutes": 0.3, "eval_every": 50})
     metrics = run(recipe, tmp_path / "run")
     log = rows(tmp_path / "run")
+    left_out = 300 - sum(row["time_steps"] == "1" for row in log)
+    assert f"max_minutes ends T=1 here, {left_out} of its epochs are left out" in said
     assert {row["time_steps"] for row in log} == {"1", "2"}
     assert 0 < metrics["steps"] < 3 * 350
     assert int(log[-1]["epoch"]) > 300  # epochs keep their number in the plan

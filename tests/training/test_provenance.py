@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from s2tdpt.errors import CheckpointError
 from s2tdpt.training import folder
 
 
@@ -20,6 +23,19 @@ def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     assert folder.provenance(torch.device("cpu"), 1)["commit"] == "1234567"
     monkeypatch.delenv("S2TDPT_COMMIT")
     assert folder.provenance(torch.device("cpu"), 1)["commit"] is None
+
+
+def test_a_file_that_cannot_be_written_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="file.*: name another folder with --out"):
+        folder.write_file(tmp_path / "file" / "recipe.yaml", "")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder.checkpoint, "write_atomic", full)
+    with pytest.raises(CheckpointError, match="No space left on device.*: free some space"):
+        folder.write_file(tmp_path / "recipe.yaml", "")
 
 
 def test_commit_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,8 @@ class Run:
         if before in (0, state.time_steps):
             return
         epoch, _ = self.schedule.epoch(state.position)
+        if skipped := epoch - state.history[-1]["epoch"]:
+            self.progress.say(f"max_minutes ends T={before} here, {skipped} of its epochs are left out")
         batches = (x for x, _ in islice(setup.loader.epoch(epoch), NORM_BATCHES))
         reestimate_batch_norm(setup.model, batches, self.ranks.device, self.recipe.precision)
         if setup.ema is not None:
