@@ -27,14 +27,14 @@ def test_commit_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_file_that_cannot_be_written_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file.*: name another folder with --out"):
+    with pytest.raises(CheckpointError, match=r"file.*: name another folder with --out"):
         folder.write_file(tmp_path / "file" / "recipe.yaml", "")
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(folder.checkpoint, "write_atomic", full)
-    with pytest.raises(CheckpointError, match="No space left on device.*: free some space"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*: free some space"):
         folder.write_file(tmp_path / "recipe.yaml", "")
 
 
