@@ -77,7 +77,8 @@ class _FusedForward:
             if pool:
                 height, width = (height + 1) // 2, (width + 1) // 2
             y = self._convolve(stem.conv[i], spikes, (height, width))
-        return self._fire(stem.norm[-1], self._rows(y), then, membrane=True)
+        seen = not isinstance(self.parts[0][0], Downsample)  # which takes spikes alone
+        return self._fire(stem.norm[-1], self._rows(y), then, membrane=seen)
 
     def _downsample(
         self, down: Downsample, spikes: Spikes, grid: Grid, then: nn.Module | None
