@@ -88,7 +88,7 @@ def bars(axes: Any, rows: list[Row]) -> None:
         axes.annotate(f"limit {limit:,.0f}", (limit, 1.0), (0, 2), xycoords=("data", "axes fraction"),
                       textcoords="offset points", ha="center", fontsize=8, color=LIMIT)  # fmt: skip
     axes.set_xlim(0, 1.22 * max(*medians, limit))
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.tick_params(axis="y", length=0)
 

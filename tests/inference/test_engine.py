@@ -77,6 +77,17 @@ def test_all_images_at_once_or_in_parts(options: dict[str, Any], monkeypatch, in
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("depths", [None, (1, 2), (0, 0)])
+def test_the_widest_layer_is_found(depths: tuple[int, int] | None) -> None:
+    model = small(**(HIERARCHY | {"stage_depths": depths} if depths else {}) | {"time_steps": 1})
+    sizes: list[int] = []
+    for layer in (m for m in model.stem.modules() if isinstance(m, (nn.Conv2d, nn.Linear))):
+        layer.register_forward_hook(lambda _, args, out: sizes.append(out.numel()))
+    model(images(1, 3, 8, 12))
+    assert engine.widest(model.config, 8, 12) == max(sizes)
+
+
+@torch.no_grad()
 def test_autocast_does_not_round_anything() -> None:
     x = images(3, 3, 8, 8).float()
     compiled = compile_for_inference(small().float(), precision="float32")

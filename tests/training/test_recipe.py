@@ -1,5 +1,6 @@
 """Recipes: exact round trips, and one clear line for everything that cannot be."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -199,11 +200,15 @@ def test_recipes_that_come_with_the_package_load_by_name():
         load_recipe("zzz")
 
 
-def test_the_digits_twins_differ_in_the_model_and_the_time_steps_alone():
-    spiking, twin = load_recipe("digits"), load_recipe("digits_vit")
+@pytest.mark.parametrize(
+    ("name", "of"), [("digits_vit", "digits"), ("vit_cifar10", "cifar10_fast"), ("vit_cifar100", "cifar100")]
+)
+def test_twins_differ_in_the_model_and_the_time_steps_alone(name: str, of: str):
+    spiking, twin = load_recipe(of), load_recipe(name)
     plan = twin.schedule.time_steps
-    same = {"name": "digits_vit", "model.name": "vit_tiny", "schedule.time_steps": plan}
+    same = {"name": name, "model": dataclasses.asdict(twin.model), "schedule.time_steps": plan}
     assert spiking.replace(**same) == twin
+    assert twin.model.name == spiking.model.name.replace("s2tdpt", "vit")
     assert [phase.time_steps for phase in parse_plan(plan)] == [1]
     epochs = [sum(phase.epochs for phase in parse_plan(recipe.schedule.time_steps)) for recipe in (spiking, twin)]
     assert epochs[0] == epochs[1]

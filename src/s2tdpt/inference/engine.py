@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -223,13 +224,15 @@ class Engine:
 
 
 def widest(config: ModelConfig, height: int, width: int) -> int:
-    """Elements of the widest layer for one image of height x width and one step, as far as hidden layers go."""
+    """Elements of the stem's widest layer, stages included, for one image of height x width and one step."""
     found = 0
     for channels, pooled in zip((*config.stem_channels, config.stem_width), config.stem_pool, strict=True):
         height, width = (height // 2, width // 2) if pooled else (height, width)
         found = max(found, channels * height * width)
-    for channels in config.stage_widths:
-        found = max(found, config.mlp_ratio * channels * height * width)
+    ways = pairwise((*config.stage_widths, config.embed_dim))
+    for (channels, out), depth in zip(ways, config.stage_depths, strict=True):
+        hidden = config.mlp_ratio * channels if depth else 0
+        found = max(found, max(hidden, out) * height * width)
         height, width = height // 2, width // 2
     return found
 
