@@ -46,7 +46,7 @@ class Training:
         yield from self.optimizers.state_dict().values()
 
     def graphed(self, x: Tensor, target: Tensor) -> Tensor:
-        return self.graph(x, target, self.model.time_steps).clone()  # the next call overwrites it
+        return self.graph(x, target, key=self.model.time_steps).clone()  # the next call overwrites it
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:

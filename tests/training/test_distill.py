@@ -15,9 +15,11 @@ from s2tdpt.data import ImageSet, load
 from s2tdpt.errors import CheckpointError, RecipeError
 from s2tdpt.models import create_model, load_weights, save_weights
 from s2tdpt.training.distill import Distillation, load_distillation
+from s2tdpt.training.distributed import Ranks
 from s2tdpt.training.engine import train
 from s2tdpt.training.recipe import DistillRecipe, Recipe
-from s2tdpt.training.step import Loss
+from s2tdpt.training.setup import Setup
+from s2tdpt.training.step import Loss, TrainStep
 
 from .interrupting import stop_at
 
@@ -46,29 +48,31 @@ def tensors(out: Path) -> dict[str, Tensor]:
 def test_the_loss_is_hintons(teacher: Path, images: ImageSet) -> None:
     torch.manual_seed(0)
     recipe = DistillRecipe(str(teacher), weight=0.3, temperature=3.0)
-    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2)).double()
-    distillation = load_distillation(recipe, images, CPU).double()
-    x, target = torch.randn(5, 3, 8, 8, dtype=torch.float64), torch.rand(5, 2, dtype=torch.float64).softmax(1)
-    loss = Loss(student, CPU, "float32", distillation)(x, target)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 2))
+    distillation = load_distillation(recipe, images, CPU)
+    x, target = torch.randn(5, 3, 8, 8), torch.rand(5, 2).softmax(1)
+    loss = Loss(student, CPU, "float32", distillation)(x, target, distillation.ask(x))
 
-    logits, opinion = student(x).float(), load_weights(teacher.with_suffix(""))[0].double().eval()(x).float()
+    logits, opinion = student(x), load_weights(teacher.with_suffix(""))[0].eval()(x)
     p, q = (opinion / 3).softmax(1), (logits / 3).softmax(1)
     expected = 0.7 * -(target * logits.log_softmax(1)).sum(1) + 0.3 * 9 * (p * (p.log() - q.log())).sum(1)
-    torch.testing.assert_close(loss.double(), expected.double().mean(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, expected.mean(), rtol=1e-5, atol=1e-6)
 
     loss.backward()
     assert student[1].weight.grad is not None  # pyright: ignore[reportAttributeAccessIssue]
-    assert all(p.grad is None and not p.requires_grad for p in distillation.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in distillation.teacher.parameters())
 
 
-def test_the_teacher_never_leaves_evaluation_mode(teacher: Path, images: ImageSet) -> None:
-    distillation = load_distillation(DistillRecipe(str(teacher)), images, CPU)
-    loss = Loss(create_model("s2tdpt_tiny", num_classes=2), CPU, "float32", distillation).train()
-    before = {name: t.clone() for name, t in distillation.state_dict().items()}
-    loss(torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)).backward()
-    assert loss.model.training
-    assert not any(module.training for module in distillation.modules())
-    assert all(torch.equal(before[name], t) for name, t in distillation.state_dict().items())
+def test_the_teacher_never_leaves_evaluation_mode(taught: Recipe) -> None:
+    parts = Setup.build(taught, Ranks(CPU), None, False)
+    assert parts.distillation is not None
+    teacher = parts.distillation.teacher
+    before = {name: t.clone() for name, t in teacher.state_dict().items()}
+    parts.train_step.loss.train()
+    parts.train_step(*next(parts.loader.epoch(0)))
+    assert parts.model.training
+    assert not any(module.training for module in teacher.modules())
+    assert all(torch.equal(before[name], t) for name, t in teacher.state_dict().items())
 
 
 def test_the_teacher_sees_images_normalised_as_it_learnt_them(teacher: Path, images: ImageSet) -> None:
@@ -121,9 +125,11 @@ def test_a_run_learns_from_its_teacher_and_says_from_which(taught: Recipe, tmp_p
     }
 
 
+@pytest.mark.parametrize("views", [0, 1])
 def test_a_resumed_run_is_exact_and_wants_the_same_teacher(
-    taught: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Path, images: ImageSet
+    taught: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Path, images: ImageSet, views: int
 ) -> None:
+    taught = taught.replace(**{"distill.views": views})
     run(taught, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_at(5, patch)
@@ -149,9 +155,46 @@ def test_a_spiking_teacher_can_teach_too(taught: Recipe, tmp_path: Path) -> None
     assert metrics["distill"]["model"] == "s2tdpt_tiny"
 
 
-def test_the_teacher_is_part_of_what_ranks_wrap_but_not_of_what_trains(taught: Recipe, images: ImageSet) -> None:
-    assert taught.distill is not None
-    distillation = load_distillation(taught.distill, images, CPU)
-    assert isinstance(distillation, Distillation)
-    loss = Loss(nn.Flatten(), CPU, "float32", distillation)
-    assert [p for p in loss.parameters() if p.requires_grad] == []
+def test_the_teacher_is_no_part_of_what_ranks_wrap_and_what_trains(taught: Recipe) -> None:
+    parts = Setup.build(taught, Ranks(CPU), None, False)
+    trained = [p.data_ptr() for p in parts.train_step.loss.parameters()]
+    assert trained == [p.data_ptr() for p in parts.model.parameters()]
+
+
+def test_views_repeat_the_images_and_ask_the_teacher_once(
+    taught: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five epochs of two views, over a change of T: what is shown and said in the first two comes back in turn."""
+    asked: list[Tensor] = []
+    steps: list[tuple[Tensor, ...]] = []
+    ask, run_step = Distillation.ask, TrainStep._run
+
+    def note_ask(self: Distillation, x: Tensor) -> Tensor:
+        asked.append(x.clone())
+        return ask(self, x)
+
+    def note_step(self: TrainStep, *inputs: Tensor) -> Tensor:
+        steps.append(tuple(tensor.clone() for tensor in inputs))
+        return run_step(self, *inputs)
+
+    monkeypatch.setattr(Distillation, "ask", note_ask)
+    monkeypatch.setattr(TrainStep, "_run", note_step)
+    augmented = {"augment.flip": True, "augment.shift": 2, "schedule.time_steps": "1:3,2:2"}
+    run(taught.replace(**augmented, **{"distill.views": 2}), tmp_path / "run")
+    each = len(steps) // 5
+    assert each * 5 == len(steps)
+    assert len(asked) == 2 * each
+    for i, (x, target, opinion) in enumerate(steps):
+        x0, target0, opinion0 = steps[i % (2 * each)]
+        assert torch.equal(x, x0)
+        assert torch.equal(target, target0)
+        assert torch.equal(opinion, opinion0)
+    assert not torch.equal(steps[0][0], steps[each][0])
+
+    repeated = steps[:]
+    steps.clear()
+    run(taught.replace(**augmented), tmp_path / "fresh")
+    for (x, target, _), (x0, target0, _) in zip(steps[: 2 * each], repeated[: 2 * each], strict=True):
+        assert torch.equal(x, x0)
+        assert torch.equal(target, target0)
+    assert not torch.equal(steps[0][0], steps[2 * each][0])

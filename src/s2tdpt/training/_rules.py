@@ -43,6 +43,7 @@ _RULES: dict[str, _Rule] = {
     "distill.teacher": _TEXT,
     "distill.weight": _FRACTION,
     "distill.temperature": _POSITIVE,
+    "distill.views": _AT_LEAST_0,
     "max_minutes": _POSITIVE,
     "seed": _AT_LEAST_0,
     "eval_every": _AT_LEAST_1,

@@ -14,36 +14,41 @@ from s2tdpt.models import load_model
 from s2tdpt.training.recipe import DistillRecipe
 
 
-class Distillation(nn.Module):
+class Distillation:
     """(1 - weight) · cross-entropy + weight · T² · KL(teacher ‖ student), both softened by temperature T (Hinton 2015).
 
     The teacher stays in evaluation mode and has no gradient. `scale` and `bias` [C, 1, 1] turn images normalised for
-    the student into those that the teacher was trained on; `source` says which file it came from.
+    the student into those that the teacher was trained on; `source` says which file it came from. With `views` = K > 0
+    the run's images repeat after K epochs, and so does what the teacher said of them: it is asked once.
     """
-
-    scale: Tensor
-    bias: Tensor
 
     def __init__(
         self, teacher: nn.Module, recipe: DistillRecipe, scale: Tensor, bias: Tensor, source: dict[str, Any]
     ) -> None:
-        super().__init__()
-        self.teacher = teacher.requires_grad_(False)
-        self.weight, self.temperature, self.source = recipe.weight, recipe.temperature, source
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
+        self.teacher = teacher.requires_grad_(False).eval()
+        self.weight, self.temperature, self.views, self.source = recipe.weight, recipe.temperature, recipe.views, source
+        self.scale, self.bias = scale, bias
         self._same_images = bool((scale == 1).all() and (bias == 0).all())
-        self.eval()
+        self._said: dict[tuple[int, int], Tensor] = {}
 
-    def train(self, mode: bool = True) -> Distillation:
-        """A teacher never trains."""
-        return super().train(False)
-
-    def forward(self, loss: Tensor, logits: Tensor, opinion: Tensor) -> Tensor:
-        """The loss, from the cross-entropy, the student's logits [B, K] and what `ask` gave."""
+    def blend(self, loss: Tensor, logits: Tensor, opinion: Tensor) -> Tensor:
+        """The loss, from the cross-entropy, the student's logits [B, K] and the teacher's."""
         student, teacher = (F.log_softmax(z.float() / self.temperature, dim=1) for z in (logits, opinion))
         divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
+
+    def view(self, epoch: int) -> int:
+        """The epoch whose augmented images this epoch shows."""
+        return epoch % self.views if self.views else epoch
+
+    def opinion(self, x: Tensor, place: tuple[int, int]) -> Tensor:
+        """The teacher's logits [B, K] of images x [B, C, H, W] at (epoch, step); with `views`, asked once a place."""
+        if not self.views:
+            return self.ask(x)
+        place = self.view(place[0]), place[1]
+        if place not in self._said:
+            self._said[place] = self.ask(x)
+        return self._said[place]
 
     @torch.no_grad()
     def ask(self, x: Tensor) -> Tensor:

@@ -99,10 +99,11 @@ class Run:
             state.tally = Tally(epoch)
         setup.model.train()
         self._mark = time.monotonic()
-        for x, target in setup.loader.epoch(epoch, step):
+        shown = epoch if setup.distillation is None else setup.distillation.view(epoch)
+        for at, (x, target) in enumerate(setup.loader.epoch(shown, step), start=step):
             factor = self.schedule.lr_factor(state.position, state.elapsed)
             setup.optimizers.set_lr_factor(factor)
-            setup.train_step(x, target)
+            setup.train_step(x, target, (epoch, at))
             if setup.ema is not None:
                 setup.ema.update()
             state.position = self.schedule.advance(state.position, state.elapsed)

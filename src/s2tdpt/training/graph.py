@@ -14,26 +14,25 @@ WARM_UP = 11  # runs before the recording: kernels compile, libraries choose the
 @dataclass(frozen=True)
 class _Recording:
     graph: torch.cuda.CUDAGraph
-    x: Tensor
-    target: Tensor
+    inputs: tuple[Tensor, ...]
     result: Tensor
 
 
 class GraphedStep:
-    """`step(x, target, key)` runs `body(x, target) -> result` from the recording for `key` and these shapes.
+    """`step(*inputs, key=…)` runs `body(*inputs) -> result` from the recording for `key` and these shapes.
 
     `state()` names every tensor that the body changes in place; a recording leaves them as they were, and those
     the first run creates, such as an optimiser's moments, at zero. The result is overwritten by the next call.
     """
 
-    def __init__(self, body: Callable[[Tensor, Tensor], Tensor], state: Callable[[], Iterable[Tensor]]) -> None:
+    def __init__(self, body: Callable[..., Tensor], state: Callable[[], Iterable[Tensor]]) -> None:
         self._body, self._state = body, state
         self._recordings: dict[Hashable, _Recording] = {}
 
-    def __call__(self, x: Tensor, target: Tensor, key: Hashable) -> Tensor:
-        recording = self.record(x, target, key)
-        recording.x.copy_(x)
-        recording.target.copy_(target)
+    def __call__(self, *inputs: Tensor, key: Hashable) -> Tensor:
+        recording = self.record(*inputs, key=key)
+        for kept, given in zip(recording.inputs, inputs, strict=True):
+            kept.copy_(given)
         recording.graph.replay()
         return recording.result
 
@@ -43,25 +42,26 @@ class GraphedStep:
             torch.cuda.synchronize()
         self._recordings.clear()
 
-    def record(self, x: Tensor, target: Tensor, key: Hashable) -> _Recording:
+    def record(self, *inputs: Tensor, key: Hashable) -> _Recording:
         """The recording for this key and these shapes, made now if there is none."""
-        full_key = (key, x.shape, target.shape, target.dtype)
+        full_key = (key, *((tensor.shape, tensor.dtype) for tensor in inputs))
         if full_key not in self._recordings:
-            self._recordings[full_key] = self._record(x.clone(memory_format=torch.preserve_format), target.clone())
+            kept = (tensor.clone(memory_format=torch.preserve_format) for tensor in inputs)
+            self._recordings[full_key] = self._record(tuple(kept))
         return self._recordings[full_key]
 
-    def _record(self, x: Tensor, target: Tensor) -> _Recording:
+    def _record(self, inputs: tuple[Tensor, ...]) -> _Recording:
         before = {tensor.data_ptr(): (tensor, tensor.clone()) for tensor in self._state()}
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
-                self._body(x, target)
+                self._body(*inputs)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL has a thread of its own
-            result = self._body(x, target)
+            result = self._body(*inputs)
         for tensor in self._state():
             _, value = before.get(tensor.data_ptr(), (tensor, None))
             tensor.zero_() if value is None else tensor.copy_(value)
-        return _Recording(graph, x, target, result)
+        return _Recording(graph, inputs, result)

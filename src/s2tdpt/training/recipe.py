@@ -65,11 +65,15 @@ class ScheduleRecipe:
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """A trained teacher (MODEL.TAG, a run's folder or a .safetensors file), and how much of the loss is its."""
+    """A trained teacher (MODEL.TAG, a run's folder or a .safetensors file), and how much of the loss is its.
+
+    `views`: after so many epochs the augmented images repeat, and the teacher need not look again; 0: they never do.
+    """
 
     teacher: str
     weight: float = 0.5
     temperature: float = 2.0
+    views: int = 0
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def precise(device: torch.device, precision: str) -> torch.autocast:
 
 
 class Loss(nn.Module):
-    """Model, teacher and cross-entropy as one module: what is compiled, and what data parallelism wraps."""
+    """Model and loss as one module: what is compiled, and what data parallelism wraps."""
 
     def __init__(
         self, model: nn.Module, device: torch.device, precision: str, distillation: Distillation | None = None
@@ -38,15 +38,14 @@ class Loss(nn.Module):
         self.model, self.distillation = model, distillation
         self.device, self.precision = device, precision
 
-    def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of images [B, C, H, W] against classes [B] or soft labels [B, K]."""
+    def forward(self, x: Tensor, target: Tensor, opinion: Tensor | None = None) -> Tensor:
+        """Mean loss of images [B, C, H, W] against classes [B] or soft labels [B, K], and a teacher's logits [B, K]."""
         with precise(self.device, self.precision):
             logits = self.model(x)
-            opinion = None if self.distillation is None else self.distillation.ask(x)
         loss = F.cross_entropy(logits.float(), target)
         if self.distillation is None or opinion is None:
             return loss
-        return self.distillation(loss, logits, opinion)
+        return self.distillation.blend(loss, logits, opinion)
 
 
 class TrainStep:
@@ -61,6 +60,7 @@ class TrainStep:
         distillation: Distillation | None = None,
     ) -> None:
         self.model, self.optimizers, self.recipe, self.ranks = model, optimizers, recipe, ranks
+        self.distillation = distillation
         loss = Loss(model, ranks.device, recipe.precision, distillation)
         if recipe.compile:
             torch._dynamo.reset()  # models of earlier runs count towards its limit of variants
@@ -71,16 +71,24 @@ class TrainStep:
         self._filled = 0
         self.graph = GraphedStep(self._run, self._state) if graphed else None
 
-    def __call__(self, x: Tensor, target: Tensor) -> None:
-        if x.is_cuda and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        report = self._run(x, target) if self.graph is None else self.graph(x, target, self.model.time_steps)
+    def __call__(self, x: Tensor, target: Tensor, place: tuple[int, int] = (0, 0)) -> None:
+        """One step on the batch at `place`, (epoch, step within it), by which a teacher remembers it."""
+        inputs = self._inputs(x, target, place)
+        report = self._run(*inputs) if self.graph is None else self.graph(*inputs, key=self.model.time_steps)
         self._report[self._filled].copy_(report)
         self._filled += 1
 
-    def _run(self, x: Tensor, target: Tensor) -> Tensor:
+    def _inputs(self, x: Tensor, target: Tensor, place: tuple[int, int]) -> tuple[Tensor, ...]:
+        if x.is_cuda and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.distillation is None:
+            return x, target
+        with precise(self.ranks.device, self.recipe.precision):
+            return x, target, self.distillation.opinion(x, place)
+
+    def _run(self, *inputs: Tensor) -> Tensor:
         """The whole step; (loss, gradient norm) as one tensor."""
-        loss = self._backward(x, target)
+        loss = self._backward(*inputs)
         params = self.optimizers.parameters()
         # Spikes hide a NaN from the loss (NaN >= threshold is no spike), never from the gradient.
         norm = nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
@@ -95,8 +103,8 @@ class TrainStep:
         yield from self.model.state_dict().values()
         yield from self.optimizers.state_dict().values()
 
-    def _backward(self, x: Tensor, target: Tensor) -> Tensor:
-        loss = self.loss(x, target)
+    def _backward(self, *inputs: Tensor) -> Tensor:
+        loss = self.loss(*inputs)
         loss.backward()
         return loss
 
@@ -126,18 +134,17 @@ class TrainStep:
         return bool(torch.stack(norms).isfinite().all()) if norms else True
 
     def warm_up(self, x: Tensor, target: Tensor, time_steps: Iterable[int]) -> None:
-        """Compile or record for each number of time steps, on one batch, leaving the training state as it was."""
-        if x.is_cuda and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
+        """Compile or record for each number of time steps, on the run's first batch; the training state stays."""
+        inputs = self._inputs(x, target, (0, 0))
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         before = self.model.time_steps
         self.model.train()
         for steps in time_steps:
             set_time_steps(self.model, steps)
             if self.graph is not None:
-                self.graph.record(x, target, steps)
+                self.graph.record(*inputs, key=steps)
                 continue
-            self._backward(x, target)
+            self._backward(*inputs)
             self.optimizers.zero_grad()
         self.model.time_steps = before
         for buffer, value in buffers:
