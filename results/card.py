@@ -77,6 +77,10 @@ def _measured(card: Mapping[str, Any], size: int) -> str:
     return table(["figure", "value"], lines)
 
 
+def _scored_in(recipe: Mapping[str, Any]) -> str:
+    return recipe.get("eval_precision") or recipe["precision"]
+
+
 def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
     run, recipe = card["run"], card["recipe"]
     device, count = run["hardware"]["device"], run["hardware"]["count"]
@@ -88,7 +92,7 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
         ["commit", f"`{run['commit']}`"],
         ["seed", f"{recipe['seed']}{_seeds(card, runs)}"],
         ["weights", f"{which} after the last epoch"],
-        ["the run's own score", f"{100 * run['top1']:.2f} % (in {recipe['precision']}, before the file was made)"],
+        ["the run's own score", f"{100 * run['top1']:.2f} % (in {_scored_in(recipe)}, before the file was made)"],
         ["time", f"{run['train_seconds'] / 60:.1f} minutes on {device}" + (f" x {count}" if count > 1 else "")],
         ["versions", ", ".join(f"{package} {version}" for package, version in run["versions"].items())],
     ]

@@ -94,7 +94,7 @@ def from_folder(folder: Path, root: Path) -> Row:
         epochs=metrics["epochs"],
         time_steps=metrics["time_steps"],
         evaluated_on=metrics["evaluated_on"],
-        precision=recipe.precision,
+        precision=recipe.scored_in,
         top1_last=metrics["last_epoch_top1"],
         top1_ema=metrics["ema_top1"],
         top1_best_epoch=metrics["best_epoch_top1"],

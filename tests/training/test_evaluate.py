@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from torch.nn import functional as F
 from s2tdpt.data import ImageSet
 from s2tdpt.errors import InputError
 from s2tdpt.models import create_model
+from s2tdpt.models.transformer import SpikingTransformer
 from s2tdpt.neurons import LIF, PLIF
 from s2tdpt.training.distributed import Ranks
+from s2tdpt.training.engine import train
 from s2tdpt.training.evaluate import evaluate, evaluate_ranks, firing_rates
+from s2tdpt.training.recipe import Recipe
 
 CLASSES = 7
 SMALL: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2, "stem_channels": (4, 4, 8)}
@@ -149,3 +153,23 @@ def test_rates_of_a_real_model_and_of_its_ann_twin() -> None:
     assert 0 < rates["mean_firing_rate"] < 0.5
     twin = create_model("vit_tiny", num_classes=CLASSES, **SMALL)
     assert firing_rates(twin, x) == {"mean_firing_rate": None, "attention_firing_rate": []}
+
+
+@pytest.mark.parametrize(("scored", "expected"), [(None, torch.bfloat16), ("float32", torch.float32)])
+def test_a_run_trains_in_one_precision_and_is_scored_in_another(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: str | None, expected: torch.dtype
+) -> None:
+    """Scores, firing rates and the statistics measured for them; not what BatchNorm learns at a change of T."""
+    seen: set[tuple[str, torch.dtype]] = set()
+    forward = SpikingTransformer.forward
+
+    def note(model: SpikingTransformer, x: Tensor) -> Tensor:
+        logits = forward(model, x)
+        mode = "gradients" if torch.is_grad_enabled() else "training" if model.training else "evaluation"
+        seen.add((mode, logits.dtype))
+        return logits
+
+    monkeypatch.setattr(SpikingTransformer, "forward", note)
+    recipe = tiny.replace(precision="bfloat16", eval_precision=scored, norm_batches=1)
+    train(recipe.replace(**{"schedule.time_steps": "1:1"}), tmp_path / "run", device="cpu", progress=False)
+    assert seen == {("gradients", torch.bfloat16), ("training", expected), ("evaluation", expected)}

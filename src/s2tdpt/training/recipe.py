@@ -95,6 +95,7 @@ class Recipe:
     distill: DistillRecipe | None = None
     spike_cost: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
+    eval_precision: Literal["float32", "bfloat16"] | None = None
     implementation: Literal["auto", "plain", "fused"] = "auto"
     compile: bool = False
     cuda_graph: bool = True
@@ -128,6 +129,11 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Nested dictionaries of plain values; `from_dict` gives the same recipe back."""
         return _plain(dataclasses.asdict(self))
+
+    @property
+    def scored_in(self) -> str:
+        """The precision of evaluations: `eval_precision`, or that of training where none is named."""
+        return self.eval_precision or self.precision
 
     def to_yaml(self) -> str:
         """The recipe as YAML, every key written out."""

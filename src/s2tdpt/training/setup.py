@@ -117,7 +117,7 @@ class Setup:
 
     def _score(self, data: ImageSet) -> dict[str, Any]:
         self.ranks.broadcast_(list(self.model.buffers()))  # BatchNorm's statistics are each rank's own; 0's are kept
-        batch_size, precision = self.recipe.data.eval_batch_size, self.recipe.precision
+        batch_size, precision = self.recipe.data.eval_batch_size, self.recipe.scored_in
         return evaluate_ranks(self.model, data, self.ranks, batch_size=batch_size, precision=precision)
 
     def _measure(self, batches: int) -> None:
@@ -133,12 +133,12 @@ class Setup:
             world_size=self.ranks.world_size,
         )
         images = (x for x, _ in islice(clean.epoch(0), batches))
-        reestimate_batch_norm(self.model, images, self.ranks.device, self.recipe.precision)
+        reestimate_batch_norm(self.model, images, self.ranks.device, self.recipe.scored_in)
 
     def _rates(self) -> dict[str, Any]:
         images = min(RATE_IMAGES, self.recipe.data.eval_batch_size, len(self.eval_set))
         x, _ = next(DeviceLoader(self.eval_set.limit(images), images, device=self.ranks.device).epoch(0))
-        with precise(self.ranks.device, self.recipe.precision):
+        with precise(self.ranks.device, self.recipe.scored_in):
             return {**firing_rates(self.model, x), "firing_images": images}
 
     def _evaluation_seconds(self) -> float:
