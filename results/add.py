@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="a run's folder, here or under results/")
     parser.add_argument("--commit", help="that trained it, where metrics.json does not say (default: $S2TDPT_COMMIT)")
-    parser.add_argument("--goal", help="row of goals.csv that the run counts for (default: by its recipe); '' for none")
+    parser.add_argument("--goal", help="rows of goals.csv that the run counts for, '2 3' (default: by its recipe); '' for none")
     parser.add_argument("--variant", help="name of the run, where it departs from recipes/RECIPE.yaml")
     parser.add_argument("--ablation", metavar="ITEM", help="the run belongs to the ablation, under this name")
     parser.add_argument("--command", help="that trained it (default: found by comparing with recipes/RECIPE.yaml)")
@@ -133,9 +133,9 @@ def _cut(base: Recipe, recipe: Recipe) -> str | None:
 
 
 def _goal(recipe: Recipe, place: Path, root: Path) -> str:
-    """The goal that the recipe as it ships is meant for."""
+    """The goals that the recipe as it ships is meant for, by a blank between them."""
     meant = (goal.goal for goal in read_goals(root) if (goal.recipe, goal.data) == (recipe.name, recipe.data.name))
-    return next(meant, "") if place == root / recipe.name / f"seed{recipe.seed}" else ""
+    return " ".join(meant) if place == root / recipe.name / f"seed{recipe.seed}" else ""
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -78,7 +78,7 @@ def goals(material: Material, _source: str) -> str:
     body = []
     for goal in material.goals:
         start = [goal.goal, goal.what, DATA.get(goal.data, goal.data), _wanted(goal)]
-        trained = [g for g in material.tested if (g.first.goal, g.first.data) == (goal.goal, goal.data)]
+        trained = [g for g in material.tested if goal.goal in g.first.goal.split() and g.first.data == goal.data]
         for group in trained:
             top1 = f"{group.top1.text()} %{_averaged(group)}"
             results = [_recipe(group.first), str(group.top1.n), top1, _energy(group)]
@@ -120,11 +120,13 @@ def runs(material: Material, _source: str) -> str:
 
 def commands(material: Material, _source: str) -> str:
     """How every run was trained, to be copied."""
-    lines = [
-        f"# {row.run} ({row.goal and f'row {row.goal}, '}commit {row.commit[:7]})\n{row.command}"
-        for row in material.runs
-    ]
+    lines = [f"# {row.run} ({_counts_for(row)}commit {row.commit[:7]})\n{row.command}" for row in material.runs]
     return "```sh\n" + "\n".join(lines) + "\n```" if lines else ""
+
+
+def _counts_for(row: Row) -> str:
+    counted = row.goal.split()
+    return f"row{'s' * (len(counted) > 1)} {' and '.join(counted)}, " if counted else ""
 
 
 def ablation(material: Material, _source: str) -> str:

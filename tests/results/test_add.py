@@ -157,12 +157,12 @@ def test_a_run_with_a_shorter_clock_needs_a_name(recipe: str, make_run, root: Pa
 def test_a_recipe_counts_for_the_goal_that_it_is_meant_for(make_run, root: Path) -> None:
     root.mkdir()
     goals = "goal,data,what,seeds,top1,top1_aim,energy_mj,energy_aim,recipe\n"
-    goals += "7,cifar100,,1,,,,,cifar10_fast\n3,cifar10,,1,,,,,cifar10_fast\n"
+    goals += "7,cifar100,,1,,,,,cifar10_fast\n3,cifar10,,1,,,,,cifar10_fast\n4,cifar10,,1,,,,,cifar10_fast\n"
     (root / "goals.csv").write_text(goals)
     for options in ([], ["--variant", "odd"]):
         assert add.main([str(make_run(f"run{len(options)}")), *options, "--results", str(root)]) == 0
     assert {row["run"]: row["goal"] for row in table(root)} == {
-        "cifar10_fast/seed0": "3",
+        "cifar10_fast/seed0": "3 4",
         "cifar10_fast/odd-seed0": "",
     }
     add.main([str(root / "cifar10_fast/seed0"), "--goal", "", "--results", str(root)])

@@ -100,7 +100,11 @@ def test_goals_say_what_is_missed(checkout: Path, add_run) -> None:
     assert line[-1] == "accuracy **met**, energy **missed** by 0.100 mJ"
     assert table.count("not run yet") == 8
     add_run("average", "--goal", "2", "--variant", "average", top1=0.93, metrics={"weights": "ema", "ema_top1": 0.95})
-    line = cells(block("goals", checkout), "2 | one time step | CIFAR-10")
+    add_run("both", "--goal", "2 3", "--variant", "both", top1=0.96, measured=MEASURED)
+    for start in ("2 | one time step | CIFAR-10", "3 | the paper's accuracy with the least energy, T ≤ 4 | CIFAR-10"):
+        assert any(start in line and "both" in line for line in block("goals", checkout).splitlines())
+    assert "(rows 2 and 3, commit" in block("commands", checkout)
+    (line,) = [cells(line) for line in block("goals", checkout).splitlines() if "average" in line and "93.00" in line]
     assert (line[6], line[-1]) == ("93.00 % (averaged weights 95.00 %)", "**missed** by 1.00 points")
 
 
