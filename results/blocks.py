@@ -55,7 +55,8 @@ def summary(material: Material, _source: str) -> str:
         run = group.first
         if run.variant and run.recipe in own:
             continue
-        paper = next((p.top1 for p in material.published if p.data == run.data and p.name.startswith("S²TDPT")), None)
+        name = "ANN" if run.model.startswith("vit") else "S²TDPT"
+        paper = next((p.top1 for p in material.published if p.data == run.data and p.name.startswith(name)), None)
         body.append(
             [
                 _recipe(run),
