@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="a run's folder, here or under results/")
     parser.add_argument("--commit", help="that trained it, where metrics.json does not say (default: $S2TDPT_COMMIT)")
-    parser.add_argument("--goal", help="rows of goals.csv that the run counts for, '2 3' (default: by its recipe); '' for none")
+    parser.add_argument(
+        "--goal", help="rows of goals.csv that the run counts for, '2 3' (default: by its recipe); '' for none"
+    )
     parser.add_argument("--variant", help="name of the run, where it departs from recipes/RECIPE.yaml")
     parser.add_argument("--ablation", metavar="ITEM", help="the run belongs to the ablation, under this name")
     parser.add_argument("--command", help="that trained it (default: found by comparing with recipes/RECIPE.yaml)")

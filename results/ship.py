@@ -25,6 +25,7 @@ from s2tdpt.errors import DataError, ModelError, S2tdptError
 from s2tdpt.models import load_model, save_weights
 from s2tdpt.models.registry import MODELS
 from s2tdpt.models.weights import STORED_DTYPES, read_card
+from s2tdpt.training.distributed import pick_device
 from s2tdpt.training.folder import METRICS
 from s2tdpt.training.recipe import Recipe
 
@@ -60,7 +61,7 @@ def ship(asked: argparse.Namespace) -> Path:
     """The files' path without suffix; nothing is written unless everything about them is right."""
     if asked.name.partition(".")[0] not in MODELS or not asked.name.partition(".")[2]:
         raise ModelError(f"{asked.name!r} is no name for weights: MODEL.TAG, MODEL one of {', '.join(MODELS)}")
-    net, known = load_model(asked.run)
+    net, known = load_model(asked.run, device=str(pick_device(asked.device)))
     meta = _origin(known, asked)
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.out, prefix=".new-") as folder:

@@ -116,17 +116,17 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], *, source: str) 
 
 
 def _stored(name: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
-    tensor = tensor.detach().cpu().contiguous()
+    tensor = tensor.detach().contiguous()
     if dtype not in STORED_DTYPES:
         raise ModelError(f"weights cannot be stored as {dtype!r}: use one of {', '.join(STORED_DTYPES)}")
     if dtype == "float32" or tensor.ndim < 2 or not tensor.is_floating_point():
-        return {name: tensor}
+        return {name: tensor.cpu()}
     if dtype == "float16" or tensor.numel() < _SMALL:
-        return {name: tensor.to(torch.float16)}
+        return {name: tensor.to(torch.float16).cpu()}
     rows = tensor.flatten(1).float()
-    scale = best_scale(rows)
+    scale = best_scale(rows)  # thousands of small operations, on the model's own device
     levels = (rows / scale[:, None]).round().clamp(-127, 127)
-    return {name: levels.to(torch.int8).view_as(tensor), name + _SCALE: scale}
+    return {name: levels.to(torch.int8).view_as(tensor).cpu(), name + _SCALE: scale.cpu()}
 
 
 def best_scale(rows: Tensor) -> Tensor:

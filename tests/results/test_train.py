@@ -1,0 +1,108 @@
+"""Training several recipes in a queue: what is planned, and a real run from its recipe to its row."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from results import train
+from results.queue import Job
+
+HEAD = "goal,data,what,seeds,top1,top1_aim,energy_mj,energy_aim,recipe\n"
+
+
+def plan(tmp_path: Path, *names: str, **options: Any) -> list[tuple[Job, list[str]]]:
+    asked = {"names": names, "missing": False, "processes": 1, "variant": None, "runs": Path("runs"), "set": []}
+    asked |= {"results": tmp_path, "commit": None, "data_root": None, **options}
+    return list(train.plan(argparse.Namespace(**asked)))
+
+
+def after(words: tuple[str, ...] | list[str], option: str) -> str:
+    return words[list(words).index(option) + 1]
+
+
+def test_seeds_have_folders_of_their_own(tmp_path: Path) -> None:
+    jobs = plan(tmp_path, "cifar100", "cifar100:2", "cifar100:0")
+    assert [str(job.folder) for job, _ in jobs] == ["runs/cifar100", "runs/cifar100-seed2"]
+    assert [after(job.train, "--seed") for job, _ in jobs] == ["0", "2"]
+    assert all(job.train[:5] == (sys.executable, "-m", "s2tdpt", "train", "cifar100") for job, _ in jobs)
+    assert [job.needs for job, _ in jobs] == [None, None]
+
+
+def test_a_teacher_that_is_not_there_is_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    taught = {"set": ["distill.teacher=runs/vit_h_cifar100", "spike_cost=0.2"], "variant": "dear"}
+    (teacher, _), (one, words), (two, _) = plan(tmp_path, "cifar100_t1", "cifar100_t1:1", **taught)
+    assert (teacher.folder, teacher.needs) == (Path("runs/vit_h_cifar100"), None)
+    assert "spike_cost=0.2" in one.train
+    assert "spike_cost=0.2" not in teacher.train
+    assert one.needs == two.needs == teacher.folder
+    assert one.folder == Path("runs/cifar100_t1-dear-seed0")
+    assert after(words, "--variant") == "dear"
+
+    teacher.folder.mkdir(parents=True)
+    (teacher.folder / "model.json").touch()
+    assert [job.needs for job, _ in plan(tmp_path, "cifar100_t1", **taught)] == [None]
+
+
+def test_several_gpus_share_a_run_s_batch(tmp_path: Path) -> None:
+    ((job, words),) = plan(tmp_path, "cifar10_best", processes=2)
+    assert job.processes == 2
+    assert job.train[1:4] == ("-m", "torch.distributed.run", "--standalone")
+    assert "data.batch_size=256" in job.train
+    assert after(words, "--variant") == "2-gpus"
+    told = "torchrun --standalone --nproc-per-node 2 -m s2tdpt train cifar10_best --seed 0 --set data.batch_size=256"
+    assert after(words, "--command") == told
+
+
+def test_held_out_runs_are_measured_but_not_shipped(tmp_path: Path) -> None:
+    ((whole, _),) = plan(tmp_path, "cifar100")
+    ((part, _),) = plan(tmp_path, "cifar100", set=["data.holdout=5000"], variant="held-out")
+    assert [words[2] for words in whole.after] == ["results.measure", "results.ship"]
+    assert [words[2] for words in part.after] == ["results.measure"]
+
+
+def test_what_is_missing_are_the_seeds_that_no_folder_holds(tmp_path: Path) -> None:
+    goals = (
+        "1,cifar10,,3,,,,,cifar10_fast\n3,cifar10,,1,,,,,cifar10_t1\n2,cifar10,,1,,,,,cifar10_t1\n9,cifar10,,1,,,,,\n"
+    )
+    (tmp_path / "goals.csv").write_text(HEAD + goals)
+    (tmp_path / "cifar10_fast/seed1").mkdir(parents=True)
+    jobs = plan(tmp_path, missing=True)
+    assert [job.name for job, _ in jobs] == ["cifar10_fast, seed 0", "cifar10_fast, seed 2", "cifar10_t1, seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["cifar100_fats"], "cifar100_fats: no such recipe (did you mean cifar100_fast?)"),
+        (["cifar100:x"], "'cifar100:x': a run is RECIPE or RECIPE:SEED, as in cifar100:1"),
+        (["digits", "--processes", "2", "--devices", "0"], "--processes 2: there are 1 devices (0)"),
+        (["digits", "--set", "distill.teacher=runs/nobody"], "its teacher runs/nobody is not there"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_real_run_is_measured_made_ready_to_ship_and_taken_in(tmp_path: Path) -> None:
+    where = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results"), "--commit", "abc1234"]
+    words = ["digits_vit:3", "--devices", "cpu", "--set", "schedule.time_steps=1:2", "--variant", "short", *where]
+    log = tmp_path / "runs" / "digits_vit-short-seed3.log"
+    assert train.main(words) == 0, log.read_text()
+    with (tmp_path / "results" / "accuracy.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["run"], row["seed"], row["commit"]) == ("digits_vit/short-seed3", "3", "abc1234")
+    assert float(row["energy_mj"]) > 0
+    assert "--set schedule.time_steps=1:2" in row["command"]
+    assert (tmp_path / "runs/digits_vit-short-seed3/ship/vit_tiny.digits.safetensors").exists()
+    told = log.read_text()
+    assert train.main(words) == 0
+    assert log.read_text() == told
