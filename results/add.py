@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from results import rows
 from results.goals import read_goals
 from s2tdpt.errors import DataError, RecipeError, S2tdptError
+from s2tdpt.training import _yaml
 from s2tdpt.training.checkpoint import write_atomic
 from s2tdpt.training.folder import LOG, METRICS, MODEL, RECIPE, first_difference
 from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides
@@ -63,7 +65,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
         recipe = portable(recipe)
         metrics.setdefault("distill", {})["teacher"] = recipe.to_dict()["distill"]["teacher"]
         files |= {RECIPE: recipe.to_yaml().encode(), METRICS: _json(metrics)}
-    place = _place(run, root, recipe, asked)
+    place = _place(run, root, recipe, asked, metrics["hardware"]["count"])
     before = rows.read_json(place / rows.PROVENANCE)
     known = {"goal": before.get("goal", _goal(recipe, place, root))} | rows.read_json(run / rows.PROVENANCE)
     given = {"goal": asked.goal, "note": asked.note, "commit": asked.commit, "command": asked.command}
@@ -71,7 +73,8 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     known["commit"] = known.get("commit") or metrics["commit"] or os.environ.get("S2TDPT_COMMIT")
     if not known["commit"]:
         raise DataError(f"{run} does not say which commit trained it: name it with --commit")
-    known["command"] = known.get("command") or command(recipe, place)
+    processes = metrics["hardware"]["count"]
+    known["command"] = known.get("command") or command(recipe, place, processes, known["commit"])
     measured = rows.read_json(asked.measured or run / rows.MEASURED)
     measured.pop("confusion", None)  # of the files that ship only
     weights = rows.read_json(run / f"{MODEL}.json").get("sha256")
@@ -89,21 +92,32 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     return f"{verb} {row.run}: {row.top1_last:.2%} on {row.data} ({row.evaluated_on}), {row.minutes:.1f} minutes"
 
 
-def command(recipe: Recipe, place: Path) -> str:
-    """The command line that trains `recipe`: by the name of a recipe that ships and what differs from it.
+def command(recipe: Recipe, place: Path, processes: int = 1, commit: str | None = None) -> str:
+    """The command line that trains `recipe`: by the name of a recipe that ships and what differs from it at `commit`.
 
     Where that cannot be said, by the file kept in `place`, which is RECIPE/RUN under results/.
     """
-    if recipe.name in list_recipes():
-        base = load_recipe(recipe.name)
+    several = ["torchrun", "--standalone", "--nproc-per-node", str(processes), "-m"] if processes > 1 else []
+    base = recipe_at(commit, recipe.name)
+    if base is not None:
         changes = list(_changes(base.to_dict(), recipe.replace(seed=base.seed).to_dict()))
-        words = ["s2tdpt", "train", recipe.name, "--seed", str(recipe.seed)]
+        words = [*several, "s2tdpt", "train", recipe.name, "--seed", str(recipe.seed)]
         try:
             if base.replace(**parse_overrides(changes), seed=recipe.seed) == recipe:
                 return shlex.join(words + [word for change in changes for word in ("--set", change)])
         except RecipeError:
             pass
-    return shlex.join(["s2tdpt", "train", f"results/{place.parent.name}/{place.name}/{RECIPE}"])
+    return shlex.join([*several, "s2tdpt", "train", f"results/{place.parent.name}/{place.name}/{RECIPE}"])
+
+
+def recipe_at(commit: str | None, name: str) -> Recipe | None:
+    """The recipe of that name as it shipped at a commit; today's where git does not know the commit or the file."""
+    try:
+        asked = ["git", "-C", str(rows.RESULTS), "show", f"{commit}:recipes/{name}.yaml"]
+        text = subprocess.run(asked, capture_output=True, check=True, timeout=20).stdout.decode()
+        return Recipe.from_dict(_yaml.parse(text, name))
+    except (OSError, subprocess.SubprocessError, RecipeError):
+        return load_recipe(name) if name in list_recipes() else None
 
 
 def portable(recipe: Recipe) -> Recipe:
@@ -113,15 +127,16 @@ def portable(recipe: Recipe) -> Recipe:
     return recipe.replace(**{"distill.teacher": f"runs/{Path(recipe.distill.teacher).name}"})
 
 
-def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace) -> Path:
-    """Where a run is kept; a run that is there already stays there."""
+def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace, processes: int) -> Path:
+    """Where a run is kept; a run that is there already stays there. Processes that share a batch are no departure."""
     if run.resolve().parents[1] == root.resolve():
         return root / run.resolve().relative_to(root.resolve())
     if asked.ablation:
         return root / rows.ABLATION_RUNS / f"{asked.ablation}-seed{recipe.seed}"
     if recipe.name in list_recipes() and not asked.variant:
         base = load_recipe(recipe.name)
-        difference = first_difference(base.replace(seed=recipe.seed), recipe) or _cut(base, recipe)
+        whole = recipe.replace(**{"data.batch_size": recipe.data.batch_size * processes})
+        difference = first_difference(base.replace(seed=recipe.seed), whole) or _cut(base, recipe)
         if difference is not None:
             shipped = f"recipes/{recipe.name}.yaml"
             raise DataError(f"{run} departs from {shipped} in {difference}: name it with --variant (or --ablation)")

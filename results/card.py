@@ -8,6 +8,7 @@ from typing import Any
 from results.blocks import table
 from results.goals import DATA, groups
 from results.rows import ENERGY_RULE, Row, inexact
+from s2tdpt.training.recipe import Recipe
 
 PAIRS = 15
 LIMITS = """\
@@ -77,10 +78,6 @@ def _measured(card: Mapping[str, Any], size: int) -> str:
     return table(["figure", "value"], lines)
 
 
-def _scored_in(recipe: Mapping[str, Any]) -> str:
-    return recipe.get("eval_precision") or recipe["precision"]
-
-
 def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
     run, recipe = card["run"], card["recipe"]
     device, count = run["hardware"]["device"], run["hardware"]["count"]
@@ -92,7 +89,10 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
         ["commit", f"`{run['commit']}`"],
         ["seed", f"{recipe['seed']}{_seeds(card, runs)}"],
         ["weights", f"{which} after the last epoch"],
-        ["the run's own score", f"{100 * run['top1']:.2f} % (in {_scored_in(recipe)}, before the file was made)"],
+        [
+            "the run's own score",
+            f"{100 * run['top1']:.2f} % (in {Recipe.from_dict(recipe).scored_in}, before the file was made)",
+        ],
         ["time", f"{run['train_seconds'] / 60:.1f} minutes on {device}" + (f" x {count}" if count > 1 else "")],
         ["versions", ", ".join(f"{package} {version}" for package, version in run["versions"].items())],
     ]
@@ -106,7 +106,7 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
 def _seeds(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
     """Mean and spread over the seeds of the recipe."""
     recipe, run = card["recipe"], card["run"]
-    own = (run["data"], recipe["name"], "", "test")
+    own = (run["data"], recipe["name"], "", "test", Recipe.from_dict(recipe).scored_in)
     group = next((group for group in groups(runs) if group.first.group == own), None)
     if group is None or group.top1.n < 2:
         return ""

@@ -110,7 +110,7 @@ class Queue:
             self.left.remove(job)
             self._take(job)
         failed = [job.folder for job in self.failed]
-        for job in [job for job in self.left if job.needs in failed]:
+        for job in [job for job in self.left if job.needs in failed and not job.ready]:
             self.left.remove(job)
             self._fail(job, f"{job.needs} failed")
         while job := next((job for job in self.left if job.ready), None):

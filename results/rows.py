@@ -58,9 +58,9 @@ class Row:
     note: str
 
     @property
-    def group(self) -> tuple[str, str, str, str]:
+    def group(self) -> tuple[str, ...]:
         """Rows that differ in nothing but the seed share it."""
-        return self.data, self.recipe, self.variant, self.evaluated_on
+        return self.data, self.recipe, self.variant, self.evaluated_on, self.precision
 
     @property
     def top1(self) -> float:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from results import add, queue, rows
 from results.goals import read_goals
-from results.queue import Command, Job, Queue
+from results.queue import Job, Queue
 from s2tdpt.errors import RecipeError, S2tdptError
-from s2tdpt.training.folder import MODEL, RECIPE
+from s2tdpt.training.folder import MODEL, RECIPE, first_difference
 from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides
 
 SHIP = "ship"
@@ -58,17 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
     """Every run that was asked for, its teacher before it, with the arguments of `results.add` that take it in."""
     wanted = [*map(_parse, asked.names), *(missing(asked.results) if asked.missing else [])]
+    changes = parse_overrides(asked.set)
     planned: set[Path] = set()
     for name, seed in dict.fromkeys(wanted):
-        recipe = load_recipe(name).replace(**parse_overrides(asked.set), seed=seed)
+        shipped = load_recipe(name).replace(seed=seed)
+        recipe = shipped.replace(**changes)
+        difference = first_difference(shipped, recipe)
+        if difference is not None and not asked.variant:
+            raise RecipeError(f"{name}: --set changes {difference}: name such runs with --variant")
         needs = _teacher(recipe)
         if needs is not None and needs not in planned:
             planned.add(needs)
-            yield _job(load_recipe(needs.name), needs, None, asked, changes=[])
-        folder = asked.runs / _folder_name(recipe, asked.variant)
+            yield _job(load_recipe(needs.name), needs, None, asked, changes=[], variant=None)
+        folder = asked.runs / _folder_name(recipe, asked.variant, asked.processes)
         if folder not in planned:
             planned.add(folder)
-            yield _job(recipe, folder, needs, asked, changes=asked.set)
+            yield _job(recipe, folder, needs, asked, changes=asked.set, variant=asked.variant)
 
 
 def missing(root: Path) -> Iterator[tuple[str, int]]:
@@ -98,42 +102,58 @@ def _teacher(recipe: Recipe) -> Path | None:
     return folder
 
 
-def _folder_name(recipe: Recipe, variant: str | None) -> str:
-    seed = f"seed{recipe.seed}" if recipe.seed or variant else ""
-    return "-".join(filter(None, [recipe.name, variant, seed]))
+def _folder_name(recipe: Recipe, variant: str | None, processes: int) -> str:
+    width = f"{processes}-gpus" if processes > 1 else ""
+    seed = f"seed{recipe.seed}" if recipe.seed or variant or width else ""
+    return "-".join(filter(None, [recipe.name, variant, width, seed]))
 
 
 def _job(
-    recipe: Recipe, folder: Path, needs: Path | None, asked: argparse.Namespace, changes: Sequence[str]
+    recipe: Recipe,
+    folder: Path,
+    needs: Path | None,
+    asked: argparse.Namespace,
+    changes: Sequence[str],
+    variant: str | None,
 ) -> tuple[Job, list[str]]:
-    changes, variant = list(changes), asked.variant
-    launch: Command = (sys.executable, "-m")
+    changes, launch = list(changes), [sys.executable, "-m"]
     if asked.processes > 1:
-        launch += ("torch.distributed.run", "--standalone", "--nproc-per-node", str(asked.processes), "-m")
-        changes.append(f"data.batch_size={recipe.data.batch_size // asked.processes}")
-        variant = "-".join(filter(None, [variant, f"{asked.processes}-gpus"]))
-    words = ["s2tdpt", "train", recipe.name, "--seed", str(recipe.seed)]
-    words += [word for change in changes for word in ("--set", change)]
+        share, rest = divmod(recipe.data.batch_size, asked.processes)
+        if rest:
+            raise RecipeError(
+                f"--processes {asked.processes} cannot share the {recipe.data.batch_size} images of a batch"
+            )
+        launch += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(asked.processes), "-m"]
+        changes.append(f"data.batch_size={share}")
+        recipe = recipe.replace(**{"data.batch_size": share})
+    if begun := (folder / RECIPE).is_file():
+        difference = first_difference(load_recipe(folder / RECIPE), recipe)
+        if difference is not None:
+            raise RecipeError(
+                f"{folder} holds a run with another {difference}: name this one with --variant, or --runs"
+            )
     where = ["--data-root", asked.data_root] if asked.data_root else []
-    resume = ["--resume"] if (folder / RECIPE).is_file() else []
-    python = (sys.executable, "-m")
-    name = f"{recipe.model.name}.{recipe.data.name}"
-    measured, shipped = folder / rows.MEASURED, folder / SHIP / f"{name}.md"
-    after: list[Command] = [(*python, "results.measure", str(folder), *where)]
-    products = [measured]
+    train = [*launch, "s2tdpt", "train", recipe.name, "--out", str(folder), "--seed", str(recipe.seed)]
+    train += [word for change in changes for word in ("--set", change)]
+    python, name = [sys.executable, "-m"], f"{recipe.model.name}.{recipe.data.name}"
+    after = [[*python, "results.measure", str(folder), *where]]
+    products = [folder / rows.MEASURED]
     if not recipe.data.holdout:  # what has not seen all training images cannot ship
-        after.append((*python, "results.ship", str(folder), "--name", name, "--out", str(folder / SHIP), *where))
-        products.append(shipped)
-    title = f"{recipe.name}, seed {recipe.seed}" + (f", {variant}" if variant else "")
-    train = (*launch, *words, "--out", str(folder), *where, *resume)
-    job = Job(title, folder, train, tuple(after), tuple(products), needs, asked.processes)
-    add_words = [str(folder), "--results", str(asked.results)]
-    add_words += ["--variant", variant] if variant else []
-    add_words += ["--commit", asked.commit] if asked.commit else []
-    if asked.processes > 1:
-        told = ["torchrun", "--standalone", "--nproc-per-node", str(asked.processes), "-m", *words]
-        add_words += ["--command", shlex.join(told)]
-    return job, add_words
+        after.append([*python, "results.ship", str(folder), "--name", name, "--out", str(folder / SHIP), *where])
+        products.append(folder / SHIP / f"{name}.md")
+    job = Job(
+        ", ".join(filter(None, [recipe.name, f"seed {recipe.seed}", variant])),
+        folder,
+        (*train, *where, *(["--resume"] if begun else [])),
+        tuple(map(tuple, after)),
+        tuple(products),
+        needs,
+        asked.processes,
+    )
+    take = [str(folder), "--results", str(asked.results)]
+    take += ["--variant", variant] if variant else []
+    take += ["--commit", asked.commit] if asked.commit else []
+    return job, take
 
 
 if __name__ == "__main__":

@@ -100,3 +100,15 @@ def test_cleared_recordings_are_made_again() -> None:
     twin = Training()
     twin.step(*first)
     assert_close(run.graphed(*second), twin.step(*second), 1e-5, "loss")
+
+
+def test_every_input_is_taken_anew() -> None:
+    """As a teacher's answers are, beside images and targets."""
+    graph = GraphedStep(lambda x, target, opinion: x.sum() + 2 * target.sum() + 3 * opinion.sum(), lambda: ())
+    for value in (1.0, 2.0):
+        inputs = [torch.full((2,), value * factor, device="cuda") for factor in (1, 10, 100)]
+        assert float(graph(*inputs, key=1)) == value * 2 * (1 + 20 + 300)
+    assert len(graph._recordings) == 1
+    half = [tensor.half() for tensor in inputs]
+    graph(*half, key=1)
+    assert len(graph._recordings) == 2

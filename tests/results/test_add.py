@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from results import add, rows
+from results.goals import groups
 from s2tdpt.training.recipe import load_recipe, parse_overrides
 
 MEASURED = {
@@ -223,3 +224,21 @@ def test_the_command_trains_the_same_recipe(changes: dict, tmp_path: Path) -> No
 def test_a_recipe_that_does_not_ship_is_named_by_its_file(tmp_path: Path) -> None:
     recipe = load_recipe("cifar10_fast").replace(name="mine")
     assert add.command(recipe, tmp_path / "mine/seed0") == "s2tdpt train results/mine/seed0/recipe.yaml"
+
+
+def test_processes_that_share_a_batch_train_the_recipe_itself(make_run, root: Path) -> None:
+    two = {"metrics": {"hardware": {"device": "Abacus", "count": 2}}, "data.batch_size": 256}
+    assert add.main([str(make_run("two", **two)), "--results", str(root)]) == 0
+    (row,) = table(root)
+    assert row["run"] == "cifar10_fast/seed0"
+    told = "torchrun --standalone --nproc-per-node 2 -m s2tdpt train cifar10_fast --seed 0 --set data.batch_size=256"
+    assert row["command"] == told
+
+
+def test_the_precision_is_that_of_the_scores_and_no_mean_mixes_two(make_run, root: Path) -> None:
+    scored = {"eval_precision": "float32"}
+    for seed, changes in enumerate(({}, scored, scored)):
+        run = make_run(f"{seed}", seed=seed, **changes)
+        assert add.main([str(run), "--variant", "mixed", "--results", str(root)]) == 0
+    assert [row["precision"] for row in table(root)] == ["bfloat16", "float32", "float32"]
+    assert [group.top1.n for group in groups(rows.collect(root)[0])] == [1, 2]

@@ -116,6 +116,48 @@ def test_when_there_is_no_time_left_runs_are_interrupted(tmp_path: Path, taken: 
     assert [process.returncode for process in launched] == [-signal.SIGTERM]
 
 
+def test_an_interrupted_run_hears_one_signal_and_nothing_follows(
+    tmp_path: Path, taken: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `s2tdpt train` does: at the first signal it saves, which takes a while; a second one would end it at once."""
+    saves = (
+        "import pathlib, signal, sys, time\n"
+        "heard = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: heard.append(1))\n"
+        "print('started', flush=True)\n"
+        "while not heard: time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "print(len(heard), 'signals', flush=True)\n"
+        "raise SystemExit(130)\n"
+    )
+    follows = (sys.executable, "-c", "print('measured')")
+    handler = signal.getsignal(signal.SIGINT)
+    assert run([job(tmp_path, "one", saves, after=(follows,)), job(tmp_path, "two")], ["0"], taken, minutes=0.01) == 130
+    assert (tmp_path / "one.log").read_text().split("\n")[1:] == ["1 signals", ""]
+    assert "failed" not in capsys.readouterr().out
+    assert taken == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_run_that_is_trained_when_time_is_up_is_not_measured(tmp_path: Path, taken: list[str]) -> None:
+    saves = f"import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); time.sleep(1); {WRITES}"
+    follows = (sys.executable, "-c", "print('measured')")
+    assert run([job(tmp_path, "one", saves, after=(follows,))], ["0"], taken, minutes=0.01) == 130
+    assert (tmp_path / "one.log").read_text() == ""
+
+
+def test_a_training_that_fails_is_not_taken_for_an_older_one(tmp_path: Path, taken: list[str]) -> None:
+    broken = job(tmp_path, "run", f"{WRITES}; raise SystemExit(3)", products=(tmp_path / "never",))
+    assert run([broken], ["0"], taken) == 1
+    assert taken == []
+
+
+def test_a_student_goes_on_where_its_teacher_is_trained_but_not_taken_in(tmp_path: Path, taken: list[str]) -> None:
+    jobs = [job(tmp_path, "teacher"), job(tmp_path, "student", needs="teacher")]
+    assert Queue(jobs, ["0"], lambda job: job.name == "student" and not taken.append(job.name)).run() == 1
+    assert taken == ["student"]
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_signal_while_a_process_starts_ends_it(
     moment: str, tmp_path: Path, taken: list[str], launched: list[Any], monkeypatch: pytest.MonkeyPatch

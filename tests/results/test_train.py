@@ -12,6 +12,8 @@ import pytest
 
 from results import train
 from results.queue import Job
+from s2tdpt.errors import S2tdptError
+from s2tdpt.training.recipe import load_recipe
 
 HEAD = "goal,data,what,seeds,top1,top1_aim,energy_mj,energy_aim,recipe\n"
 
@@ -50,14 +52,36 @@ def test_a_teacher_that_is_not_there_is_trained_first(tmp_path: Path, monkeypatc
     assert [job.needs for job, _ in plan(tmp_path, "cifar100_t1", **taught)] == [None]
 
 
+def test_a_teacher_is_no_variant_of_its_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = ["distill.teacher=runs/vit_h_cifar100"]
+    (_, teacher), (_, student) = plan(tmp_path, "cifar100_t1", set=changes, variant="own-teacher")
+    assert "--variant" not in teacher
+    assert after(student, "--variant") == "own-teacher"
+
+
 def test_several_gpus_share_a_run_s_batch(tmp_path: Path) -> None:
     ((job, words),) = plan(tmp_path, "cifar10_best", processes=2)
-    assert job.processes == 2
+    assert (job.processes, str(job.folder)) == (2, "runs/cifar10_best-2-gpus-seed0")
     assert job.train[1:4] == ("-m", "torch.distributed.run", "--standalone")
     assert "data.batch_size=256" in job.train
-    assert after(words, "--variant") == "2-gpus"
-    told = "torchrun --standalone --nproc-per-node 2 -m s2tdpt train cifar10_best --seed 0 --set data.batch_size=256"
-    assert after(words, "--command") == told
+    assert "--variant" not in words
+    with pytest.raises(S2tdptError, match="cannot share the 512 images"):
+        plan(tmp_path, "cifar10_best", processes=3)
+
+
+def test_a_run_is_resumed_unless_its_recipe_is_another(tmp_path: Path) -> None:
+    where = {"runs": tmp_path, "data_root": "/somewhere"}
+    ((job, _),) = plan(tmp_path, "cifar100", **where)
+    assert "--resume" not in job.train
+    assert after(job.train, "--data-root") == "/somewhere"
+    job.folder.mkdir()
+    load_recipe("cifar100").save(job.folder / "recipe.yaml")
+    ((job, _),) = plan(tmp_path, "cifar100", **where)
+    assert job.train[-1] == "--resume"
+    load_recipe("cifar100").replace(spike_cost=2.0).save(job.folder / "recipe.yaml")
+    with pytest.raises(S2tdptError, match=r"holds a run with another spike_cost \(2.0, not 0.0\)"):
+        plan(tmp_path, "cifar100", **where)
 
 
 def test_held_out_runs_are_measured_but_not_shipped(tmp_path: Path) -> None:
@@ -83,7 +107,8 @@ def test_what_is_missing_are_the_seeds_that_no_folder_holds(tmp_path: Path) -> N
         (["cifar100_fats"], "cifar100_fats: no such recipe (did you mean cifar100_fast?)"),
         (["cifar100:x"], "'cifar100:x': a run is RECIPE or RECIPE:SEED, as in cifar100:1"),
         (["digits", "--processes", "2", "--devices", "0"], "--processes 2: there are 1 devices (0)"),
-        (["digits", "--set", "distill.teacher=runs/nobody"], "its teacher runs/nobody is not there"),
+        (["digits", "--set", "distill.teacher=runs/nobody", "--variant", "x"], "its teacher runs/nobody is not there"),
+        (["digits", "--set", "spike_cost=1.0"], "digits: --set changes spike_cost (0.0, not 1.0): name such runs with"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

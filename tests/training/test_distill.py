@@ -129,10 +129,11 @@ def test_a_run_learns_from_its_teacher_and_says_from_which(taught: Recipe, tmp_p
 def test_a_resumed_run_is_exact_and_wants_the_same_teacher(
     taught: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Path, images: ImageSet, views: int
 ) -> None:
-    taught = taught.replace(**{"distill.views": views})
+    # Stopped in the first epoch, so that the second one asks for answers kept after the resumption.
+    taught = taught.replace(**{"distill.views": views, "schedule.time_steps": "1:2,2:1"})
     run(taught, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        stop_at(5, patch)
+        stop_at(2, patch)
         with pytest.raises(KeyboardInterrupt):
             run(taught, tmp_path / "run")
 
@@ -198,3 +199,15 @@ def test_views_repeat_the_images_and_ask_the_teacher_once(
         assert torch.equal(x, x0)
         assert torch.equal(target, target0)
     assert not torch.equal(steps[0][0], steps[2 * each][0])
+
+
+def test_warming_up_asks_the_teacher_what_the_first_step_will(taught: Recipe) -> None:
+    parts = Setup.build(taught.replace(**{"distill.views": 1, "precision": "bfloat16"}), Ranks(CPU), None, False)
+    assert parts.distillation is not None
+    batch = next(parts.batches(0))
+    parts.train_step.warm_up(*batch, [1])
+    (place,), (opinion,) = parts.distillation._said.keys(), parts.distillation._said.values()
+    assert place == (0, 0)
+    assert opinion.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(opinion, parts.distillation.ask(batch[0]))

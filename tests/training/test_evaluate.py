@@ -159,7 +159,7 @@ def test_rates_of_a_real_model_and_of_its_ann_twin() -> None:
 def test_a_run_trains_in_one_precision_and_is_scored_in_another(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: str | None, expected: torch.dtype
 ) -> None:
-    """Scores, firing rates and the statistics measured for them; not what BatchNorm learns at a change of T."""
+    """In the latter: scores, firing rates, statistics measured for them; not what BatchNorm learns at a change of T."""
     seen: set[tuple[str, torch.dtype]] = set()
     forward = SpikingTransformer.forward
 
@@ -171,5 +171,7 @@ def test_a_run_trains_in_one_precision_and_is_scored_in_another(
 
     monkeypatch.setattr(SpikingTransformer, "forward", note)
     recipe = tiny.replace(precision="bfloat16", eval_precision=scored, norm_batches=1)
-    train(recipe.replace(**{"schedule.time_steps": "1:1"}), tmp_path / "run", device="cpu", progress=False)
+    train(recipe.replace(**{"schedule.time_steps": "1:1"}), tmp_path / "one", device="cpu", progress=False)
     assert seen == {("gradients", torch.bfloat16), ("training", expected), ("evaluation", expected)}
+    train(recipe.replace(**{"schedule.time_steps": "1:1,2:1"}), tmp_path / "two", device="cpu", progress=False)
+    assert ("training", torch.bfloat16) in seen

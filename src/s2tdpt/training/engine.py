@@ -99,8 +99,7 @@ class Run:
             state.tally = Tally(epoch)
         setup.model.train()
         self._mark = time.monotonic()
-        shown = epoch if setup.distillation is None else setup.distillation.view(epoch)
-        for at, (x, target) in enumerate(setup.loader.epoch(shown, step), start=step):
+        for at, (x, target) in enumerate(setup.batches(epoch, step), start=step):
             factor = self.schedule.lr_factor(state.position, state.elapsed)
             setup.optimizers.set_lr_factor(factor)
             setup.train_step(x, target, (epoch, at))
@@ -124,7 +123,7 @@ class Run:
         epoch, _ = self.schedule.epoch(state.position)
         if skipped := epoch - state.history[-1]["epoch"]:
             self.progress.say(f"max_minutes ends T={before} here, {skipped} of its epochs are left out")
-        batches = (x for x, _ in islice(setup.loader.epoch(epoch), NORM_BATCHES))
+        batches = (x for x, _ in islice(setup.batches(epoch), NORM_BATCHES))
         reestimate_batch_norm(setup.model, batches, self.ranks.device, self.recipe.precision)
         if setup.ema is not None:
             setup.ema.restart()

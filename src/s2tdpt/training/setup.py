@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s2tdpt.data import Augment, DeviceLoader, ImageSet, load
 from s2tdpt.errors import RecipeError
@@ -90,6 +91,11 @@ class Setup:
                 )
             setup.schedule = Schedule(recipe, loader.steps_per_epoch, reserve_seconds=reserve)
         return setup
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images and targets of an epoch; those of an earlier one where a teacher's `views` repeat."""
+        shown = epoch if self.distillation is None else self.distillation.view(epoch)
+        return self.loader.epoch(shown, start_step)
 
     def measure_norms(self) -> None:
         """Give the weights, and their average, BatchNorm statistics of their own: see `norm_batches`, which is > 0."""

@@ -212,6 +212,8 @@ def memory_advice(recipe: Recipe, where: str) -> Iterator[None]:
         hints = f"lower data.{key} (now {value}, try {math.ceil(value / 2)})"
         if recipe.precision == "float32" and where != "evaluation":
             hints += " or set precision: bfloat16"
+        if recipe.distill is not None and recipe.distill.views and where != "evaluation":
+            hints += f" or distill.views (now {recipe.distill.views}: a teacher's answers are kept on the device)"
         raise TrainingError(f"out of memory in {where}: {hints}") from error
 
 
