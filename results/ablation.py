@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=rows.RESULTS, metavar="FOLDER")
     queue.options(parser)
     asked = parser.parse_args(argv)
+    devices = asked.devices or queue.visible_devices()
     try:
+        queue.refuse_unknown(devices)
         jobs = list(plan(asked))
     except S2tdptError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,7 +67,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [str(job.folder), "--ablation", item, "--results", str(asked.results)]
         return add.main(words + (["--commit", asked.commit] if asked.commit else [])) == 0
 
-    devices = asked.devices or queue.visible_devices()
     return Queue(jobs, devices, take, minutes=asked.minutes, commit=asked.commit).run()
 
 

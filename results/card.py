@@ -30,6 +30,7 @@ def text(name: str, card: Mapping[str, Any], size: int, runs: Iterable[Row] = ()
     data, figures, run = card["data"], card["metrics"], card["run"]
     title, spiking = DATA.get(data["name"], data["name"]), card["config"]["family"] == "spiking"
     classes = len(data["classes"])
+    channels = card["config"]["in_channels"]
     side = "×".join(map(str, data["image_size"]))
     sections = [
         f"# {name}",
@@ -40,7 +41,9 @@ def text(name: str, card: Mapping[str, Any], size: int, runs: Iterable[Row] = ()
         )
         + f" for {title}: {classes} classes, images of {side}, {run['parameters']:,} weights"
         + (f", T = {figures['time_steps']}." if spiking else "."),
-        f'```python\nimport s2tdpt\n\nmodel = s2tdpt.create_model("{name}", pretrained=True)\n```\n\n'
+        f'```python\nimport s2tdpt\n\nmodel, card = s2tdpt.load_model("{name}")  # in evaluation mode\n'
+        f'picture = s2tdpt.data.read_image("photo.png", size={tuple(data["image_size"])}, channels={channels})\n'
+        'logits = model(s2tdpt.data.normalise(picture[None], card["data"]["mean"], card["data"]["std"]))\n```\n\n'
         f"```sh\ns2tdpt predict {name} photo.png\n"
         f"s2tdpt evaluate {name} --data {data['name']} --json figures.json\n```",
         "## This file, measured\n\n" + _measured(card, size),

@@ -14,6 +14,7 @@ from types import FrameType
 
 import torch
 
+from s2tdpt.errors import S2tdptError
 from s2tdpt.training.folder import METRICS
 
 LOOK_EVERY = 0.5  # seconds
@@ -156,7 +157,7 @@ class Queue:
         if trained:
             self._take(job)
         else:
-            self._fail(job, f"exit code {code}, see its log")
+            self._fail(job, f"exit code {code}, see its log{_last_error(job.log)}")
 
     def _take(self, job: Job) -> None:
         if not self.take(job):
@@ -178,6 +179,12 @@ class Queue:
             running.process.terminate()
 
 
+def _last_error(log: Path) -> str:
+    """What the log ends with, if that is an error in one line."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return f" ({lines[-1]})" if lines and lines[-1].startswith("error: ") else ""
+
+
 def options(parser: argparse.ArgumentParser) -> None:
     """What every command with a queue takes."""
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="in the recipe of every run")
@@ -185,6 +192,16 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", nargs="+", help="GPUs by number, or cpu (default: all that are visible)")
     parser.add_argument("--data-root", metavar="DIR")
     parser.add_argument("--commit", help="where there is no git (default: $S2TDPT_COMMIT)")
+
+
+def refuse_unknown(devices: list[str]) -> None:
+    """`S2tdptError` for a GPU that is not there."""
+    count = torch.cuda.device_count()
+    wrong = [
+        device for device in devices if device.isdigit() and int(device) >= count and device not in visible_devices()
+    ]
+    if wrong:
+        raise S2tdptError(f"--devices {wrong[0]}: there is no such GPU, only {count}; cpu is a device too")
 
 
 def visible_devices() -> list[str]:

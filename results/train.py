@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="RECIPE[:SEED]", help="recipes that come with the package")
     parser.add_argument("--missing", action="store_true", help="all that goals.csv names and results/ does not hold")
+    parser.add_argument("--list", action="store_true", help="only say what would be trained")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="GPUs of each run, which share its batch")
     parser.add_argument("--variant", help="name of the runs, where --set makes them depart from their recipes")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="of runs and logs")
@@ -36,14 +38,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     devices = asked.devices or queue.visible_devices()
     try:
+        queue.refuse_unknown(devices)
         if asked.processes > len(devices):
-            raise S2tdptError(f"--processes {asked.processes}: there are {len(devices)} devices ({', '.join(devices)})")
+            here = ", ".join(devices)
+            raise S2tdptError(
+                f"--processes {asked.processes} needs as many GPUs, here: {here}; leave it out, or lower it"
+            )
         jobs = list(plan(asked))
     except S2tdptError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not jobs:
-        print("nothing to train: name a RECIPE, or --missing")
+        print("error: nothing to train: name a RECIPE, or --missing", file=sys.stderr)
+        return 2
+    for job, _ in jobs:
+        print(f"{job.name}: {'done' if job.finished else shlex.join(job.train)}")
+    if asked.list:
+        return 0
     take = {job.folder: words for job, words in jobs}
     return Queue(
         [job for job, _ in jobs],

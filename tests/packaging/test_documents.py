@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def blocks(language: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("block", blocks("python"))
-def test_python_runs_as_it_stands(block: str) -> None:
+def test_python_runs_as_it_stands(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    shutil.copy(ROOT / "docs/img/cat.png", tmp_path / "photo.png")  # the reader's own, in model cards
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "document", "exec"), {"__name__": "document"})
 
 

@@ -102,11 +102,15 @@ def test_a_run_that_cannot_be_measured_is_taken_all_the_same_and_told(
 def test_a_failed_run_fails_what_needs_it_and_nothing_else(
     tmp_path: Path, taken: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    jobs = [job(tmp_path, "vit", "raise SystemExit(2)"), job(tmp_path, "distill", needs="vit"), job(tmp_path, "plif")]
+    jobs = [
+        job(tmp_path, "vit", "print('error: no such thing'); raise SystemExit(2)"),
+        job(tmp_path, "distill", needs="vit"),
+        job(tmp_path, "plif"),
+    ]
     assert run(jobs, ["0"], taken) == 1
     assert taken == ["plif"]
     said = capsys.readouterr().out
-    assert "vit failed: exit code 2" in said
+    assert "vit failed: exit code 2, see its log (error: no such thing)" in said
     assert "distill failed" in said
 
 

@@ -84,6 +84,15 @@ def test_a_run_is_resumed_unless_its_recipe_is_another(tmp_path: Path) -> None:
         plan(tmp_path, "cifar100", **where)
 
 
+def test_what_would_be_trained_can_be_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["--runs", str(tmp_path), "--devices", "cpu"]
+    assert train.main(["digits", "digits:1", "--list", *where]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("digits, seed 0: ")
+    assert "s2tdpt train digits" in second
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_held_out_runs_are_measured_but_not_shipped(tmp_path: Path) -> None:
     ((whole, _),) = plan(tmp_path, "cifar100")
     ((part, _),) = plan(tmp_path, "cifar100", set=["data.holdout=5000"], variant="held-out")
@@ -106,7 +115,9 @@ def test_what_is_missing_are_the_seeds_that_no_folder_holds(tmp_path: Path) -> N
     [
         (["cifar100_fats"], "cifar100_fats: no such recipe (did you mean cifar100_fast?)"),
         (["cifar100:x"], "'cifar100:x': a run is RECIPE or RECIPE:SEED, as in cifar100:1"),
-        (["digits", "--processes", "2", "--devices", "0"], "--processes 2: there are 1 devices (0)"),
+        (["digits", "--processes", "2", "--devices", "cpu"], "--processes 2 needs as many GPUs, here: cpu"),
+        (["digits", "--devices", "97"], "--devices 97: there is no such GPU"),
+        ([], "nothing to train"),
         (["digits", "--set", "distill.teacher=runs/nobody", "--variant", "x"], "its teacher runs/nobody is not there"),
         (["digits", "--set", "spike_cost=1.0"], "digits: --set changes spike_cost (0.0, not 1.0): name such runs with"),
     ],

@@ -121,8 +121,6 @@ def two(pictures: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory)
             "ema_decay": 0.9,
             "norm_batches": 2,
             "distill": {"teacher": str(teacher), "views": 1},
-            "precision": "bfloat16",
-            "eval_precision": "float32",
             "spike_cost": 0.1,
             "checkpoint_every_minutes": 0,
         }

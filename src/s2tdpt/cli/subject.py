@@ -124,7 +124,5 @@ def read(net: Any, card: dict[str, Any], path: Path) -> Tensor:
 
 def normalise(net: Any, card: dict[str, Any], pictures: Tensor) -> Tensor:
     """uint8 [B, C, H, W] to float32 on the model's device, to the last bit as its training data was normalised."""
-    names, mean, std = classes(net, card), *(tuple(training_data(card)[key]) for key in ("mean", "std"))
-    unlabelled = torch.zeros(len(pictures), dtype=torch.int64)
-    images = datasets.ImageSet("pictures", pictures, unlabelled, names, mean, std)
-    return first_batch(net, images, len(images))
+    about = training_data(card)
+    return datasets.normalise(pictures.to(device_of(net)), about["mean"], about["std"])

@@ -2,7 +2,7 @@
 
 from s2tdpt.data.augment import Augment
 from s2tdpt.data.catalog import data_root, load
-from s2tdpt.data.image import read_image
+from s2tdpt.data.image import normalise, read_image
 from s2tdpt.data.loader import DeviceLoader
 from s2tdpt.data.randaugment import RandAugment
 from s2tdpt.data.sets import ImageSet, PictureFiles
@@ -15,5 +15,6 @@ __all__ = [
     "RandAugment",
     "data_root",
     "load",
+    "normalise",
     "read_image",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,21 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, channels: 
         raise DataError(f"{path} is truncated or damaged ({error}): replace or remove it") from error
     pixels = np.array(flat)
     return torch.from_numpy(pixels).reshape(flat.height, flat.width, channels).permute(2, 0, 1).contiguous()
+
+
+def normalise(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [..., C, H, W] to float32 by (x / 255 - mean) / std a channel, to the last bit as in training.
+
+    A model's own figures are in its card: `card["data"]["mean"]` and `card["data"]["std"]` of `s2tdpt.load_model`.
+    """
+    scale, bias = scale_and_bias(mean, std)
+    return torch.addcmul(bias.to(pictures.device), pictures.float(), scale.to(pictures.device))
+
+
+def scale_and_bias(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """float32 [C, 1, 1] each, so that pixels 0..255 times scale plus bias are normalised."""
+    mean64, std64 = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+    return (1 / (255 * std64)).float(), (-mean64 / std64).float()
 
 
 def picture_size(path: str | Path) -> tuple[int, int]:

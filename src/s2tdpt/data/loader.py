@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from s2tdpt.data.augment import NO_DRAWS, Augment, apply, draw, draw_mix, soft_targets
+from s2tdpt.data.image import scale_and_bias
 from s2tdpt.data.sets import ImageSet
 from s2tdpt.errors import DataError, RecipeError
 
@@ -66,11 +67,8 @@ class DeviceLoader:
         self.world_size = world_size
         self.num_classes = num_classes or len(data.classes)
         self.label_smoothing = label_smoothing
-        mean = torch.tensor(data.mean, dtype=torch.float64)
-        std = torch.tensor(data.std, dtype=torch.float64)
-        self._scale = (1 / (255 * std)).float().view(-1, 1, 1).to(self.device)
-        self._bias = (-mean / std).float().view(-1, 1, 1).to(self.device)
-        self._fill = (255 * mean).float().to(self.device)
+        self._scale, self._bias = (values.to(self.device) for values in scale_and_bias(data.mean, data.std))
+        self._fill = (255 * torch.tensor(data.mean, dtype=torch.float64)).float().to(self.device)
         self._generator = torch.Generator(self.device)
 
     def order(self, epoch: int) -> Tensor:

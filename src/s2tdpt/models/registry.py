@@ -50,9 +50,10 @@ MODELS: dict[str, ModelConfig] = {
 def create_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
     """The model called `name` ("s2tdpt_4_384") or `name.tag` ("s2tdpt_tiny.digits": geometry of those weights).
 
-    `pretrained=True` loads the tag's weights, found offline. Options change the configuration: `num_classes` (with
-    weights: a new head), `in_channels`, `time_steps`, `attention` ("stdp", "mean", "identity", "random"), `window`,
-    `gain`, `neuron` ("lif", "plif") and the other fields of `ModelConfig`. Raises `ModelError` for unknown names.
+    `pretrained=True` loads the tag's weights, found offline; the model is then in evaluation mode. Options change the
+    configuration: `num_classes` (with weights: a new head), `in_channels`, `time_steps`, `attention` ("stdp", "mean",
+    "identity", "random"), `window`, `gain`, `neuron` ("lif", "plif") and the other fields of `ModelConfig`. Raises
+    `ModelError` for unknown names.
     """
     options = {k: v for k, v in options.items() if v is not None or k == "v_reset"}
     base, _, tag = name.partition(".")
@@ -61,7 +62,7 @@ def create_model(name: str, *, pretrained: bool = False, **options: Any) -> nn.M
             tags = [n for n in list_models(pretrained=True) if n.partition(".")[0] == base]
             hint = f"name its weights: {', '.join(tags)}" if tags else "no weights ship for it: train it first"
             raise ModelError(f"model {name!r} has no weights of its own: {hint}")
-        return load_weights(_weights_path(name), **options)[0]
+        return load_weights(_weights_path(name), **options)[0].eval()
     if tag:
         return build(ModelConfig.from_dict(read_card(_weights_path(name))["config"]).replace(**options))
     if name not in MODELS:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+HEARD = b"\ninterrupted: the step under way is finished and saved; once more ends at once\n"
 
 
 class Interrupt:
@@ -29,3 +32,4 @@ class Interrupt:
         if self.signal:
             raise KeyboardInterrupt
         self.signal = number
+        os.write(2, HEARD)  # not print: the signal may come while something else prints

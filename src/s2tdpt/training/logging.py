@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
+
+from s2tdpt.training.recipe import Recipe
 
 LINE_EVERY_SECONDS = 30.0
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}{postfix}"
@@ -52,6 +55,18 @@ class Board:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def announcement(recipe: Recipe, device: torch.device) -> str:
+    """What begins, where: said before anything is compiled, measured or trained."""
+    parts = [f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.seed}"]
+    limit = f" within {recipe.max_minutes:g} minutes" if recipe.max_minutes else ""
+    parts.append(f"T:epochs {recipe.schedule.time_steps}{limit}")
+    parts += [f"taught by {recipe.distill.teacher}"] if recipe.distill else []
+    parts.append(f"{device} in {recipe.precision}")
+    if device.type == "cpu" and recipe.precision == "bfloat16":
+        parts[-1] += ", which most CPUs compute slowly (--set precision=float32)"
+    return ", ".join(parts)
 
 
 class Progress:

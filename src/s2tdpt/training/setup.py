@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from s2tdpt.training.distill import Distillation, load_distillation
 from s2tdpt.training.distributed import Ranks
 from s2tdpt.training.ema import Ema
 from s2tdpt.training.evaluate import evaluate_ranks, firing_rates
+from s2tdpt.training.logging import announcement
 from s2tdpt.training.optim import Optimizers, build_optimizer
 from s2tdpt.training.recipe import Recipe
 from s2tdpt.training.schedule import Schedule, parse_plan
@@ -80,6 +82,8 @@ class Setup:
         eval_set = eval_set.to(ranks.device)
         parts = (loader, eval_set, evaluated_on, model, optimizers, ema, train_step, schedule, distillation)
         setup = cls(recipe, ranks, *parts)
+        if progress and ranks.is_main:
+            print(announcement(recipe, ranks.device), file=sys.stderr, flush=True)
         if recipe.compile or train_step.graph is not None:
             with memory_advice(recipe, "training"):
                 train_step.warm_up(*next(loader.epoch(0)), dict.fromkeys(p.time_steps for p in schedule.phases))
@@ -87,7 +91,8 @@ class Setup:
             reserve = setup._evaluation_seconds()
             if reserve > 60 * recipe.max_minutes:
                 raise RecipeError(
-                    f"max_minutes: the evaluation at the end alone takes about {reserve / 60:.1f} minutes"
+                    f"max_minutes: {recipe.max_minutes:g} is not enough, the evaluation at the end alone takes about "
+                    f"{reserve / 60:.1f} minutes on {ranks.device}: --set max_minutes=null removes the limit"
                 )
             setup.schedule = Schedule(recipe, loader.steps_per_epoch, reserve_seconds=reserve)
         return setup
