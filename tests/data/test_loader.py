@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from s2tdpt.data import Augment, DeviceLoader, ImageSet, RandAugment
+from s2tdpt.data import Augment, DeviceLoader, ImageSet, RandAugment, normalise
 from s2tdpt.data.loader import counter_seed
 from s2tdpt.errors import DataError, RecipeError
 
@@ -144,3 +144,14 @@ def test_batches_on_a_gpu_hold_the_same_pictures():
     loader = DeviceLoader(pictures(), 4, augment=FULL, shuffle=True, device="cuda")
     whole = list(loader.epoch(1))
     assert all(same(*pair) for pair in zip(loader.epoch(1, start_step=2), whole[2:], strict=True))
+
+
+def test_pictures_are_normalised_as_the_loader_does() -> None:
+    images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+    mean, std = (0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)
+    data = ImageSet("pictures", images, torch.zeros(2, dtype=torch.int64), ["one"], mean, std)
+    ((x, _),) = DeviceLoader(data, 2).epoch(0)
+    assert torch.equal(normalise(images, mean, std), x)
+    assert torch.equal(normalise(images[0], mean, std), x[0])
+    exact = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(x.double(), exact, rtol=0, atol=1e-6)

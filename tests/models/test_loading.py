@@ -58,7 +58,7 @@ def test_a_name_with_its_tag(shelf: Path, model: nn.Module) -> None:
     loaded, card = load_model(NAME)
     assert torch.equal(loaded(x), model(x))
     assert card["model"] == "s2tdpt_tiny"
-    assert torch.equal(create_model(NAME, pretrained=True).eval()(x), model(x))
+    assert torch.equal(create_model(NAME, pretrained=True)(x), model(x))  # in evaluation mode
     assert NAME in list_models()
     assert list_models(pretrained=True) == [NAME]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s2tdpt.data import DeviceLoader
-from s2tdpt.errors import CheckpointError, TrainingError
+from s2tdpt.errors import CheckpointError, RecipeError, TrainingError
 from s2tdpt.training import checkpoint, engine, step
 from s2tdpt.training.engine import train
 from s2tdpt.training.evaluate import evaluate_ranks
@@ -142,7 +142,11 @@ def test_other_errors_are_left_alone(short: Recipe) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_saved_and_goes_on(
-    short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    short: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     recipe = short.replace(checkpoint_every_minutes=100)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -150,10 +154,24 @@ def test_an_interrupted_run_is_saved_and_goes_on(
         change_batch(patch, 0, 1, lambda x: os.kill(os.getpid(), number) or x)
         with pytest.raises(TrainingError, match=r"interrupted; step 2 is saved in .*run: go on with --resume"):
             run(recipe, tmp_path / "run")
+    assert "interrupted: the step under way is finished and saved; once more ends at once\n" in capfd.readouterr().err
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     run(recipe, tmp_path / "run", resume=True)
     run(recipe, tmp_path / "whole")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_a_run_says_what_begins(short: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = short.replace(precision="bfloat16", max_minutes=5.0)
+    train(recipe, tmp_path / "run", device="cpu")
+    said = capfd.readouterr().err
+    assert f"tiny: s2tdpt_tiny on {short.data.name}, seed 0, T:epochs 1:2 within 5 minutes, cpu in bfloat16" in said
+    assert "--set precision=float32" in said
+
+
+def test_an_evaluation_longer_than_the_clock_is_refused(short: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"max_minutes: 0.0001 is not enough, .* on cpu: --set max_minutes=null"):
+        run(short.replace(max_minutes=0.0001), tmp_path / "run")
 
 
 def test_a_second_interrupt_ends_at_once(short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
