@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from results import add, queue, rows
+from results import add, queue
 from results.queue import Job, Queue
 from s2tdpt.errors import S2tdptError
 from s2tdpt.training.folder import RECIPE
@@ -50,13 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("items", nargs="*", metavar="ITEM", help="default: all of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--recipe", default="two_minutes", help="that the items change")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), metavar="FOLDER", help="of runs and logs")
-    parser.add_argument("--results", type=Path, default=rows.RESULTS, metavar="FOLDER")
-    queue.options(parser)
-    asked = parser.parse_args(argv)
-    devices = asked.devices or queue.visible_devices()
     try:
-        queue.refuse_unknown(devices)
+        asked = queue.parse(parser, argv, "runs/ablation")
         jobs = list(plan(asked))
     except S2tdptError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [str(job.folder), "--ablation", item, "--results", str(asked.results)]
         return add.main(words + (["--commit", asked.commit] if asked.commit else [])) == 0
 
-    return Queue(jobs, devices, take, minutes=asked.minutes, commit=asked.commit).run()
+    return Queue(jobs, asked.devices, take, minutes=asked.minutes, commit=asked.commit).run()
 
 
 def plan(asked: argparse.Namespace) -> Iterator[Job]:

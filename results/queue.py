@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 import torch
 
+from results import rows
 from s2tdpt.errors import S2tdptError
 from s2tdpt.training.folder import METRICS
 
@@ -143,10 +144,11 @@ class Queue:
         job, code = running.job, running.process.poll()
         if code is None:
             return
-        if code and running.command != job.train and not self.stopped:  # the run is there all the same
+        training = running.command == job.train
+        if code and not training and not self.stopped:  # the run is there all the same
             self.trouble = True
             print(f"{job.name}: {' '.join(running.command[1:])}: exit code {code}, see its log", flush=True)
-        trained = job.trained and (code == 0 or running.command != job.train)
+        trained = job.trained and not (training and code)
         if trained and running.left:
             running.command = running.left.pop(0)
             running.process = self._launch(job, running.command, running.devices)
@@ -185,26 +187,24 @@ def _last_error(log: Path) -> str:
     return f" ({lines[-1]})" if lines and lines[-1].startswith("error: ") else ""
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    """What every command with a queue takes."""
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None, runs: str) -> argparse.Namespace:
+    """The command line, with what every command with a queue takes; `S2tdptError` for a device that is not there."""
+    parser.add_argument("--runs", type=Path, default=Path(runs), metavar="FOLDER", help="of runs and logs")
+    parser.add_argument("--results", type=Path, default=rows.RESULTS, metavar="FOLDER")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="in the recipe of every run")
     parser.add_argument("--minutes", type=float, help="interrupt what runs then; the same command goes on later")
     parser.add_argument("--devices", nargs="+", help="GPUs by number, or cpu (default: all that are visible)")
     parser.add_argument("--data-root", metavar="DIR")
     parser.add_argument("--commit", help="where there is no git (default: $S2TDPT_COMMIT)")
+    asked, visible = parser.parse_args(argv), _visible_devices()
+    asked.devices = asked.devices or visible
+    for device in asked.devices:
+        if device not in (*visible, "cpu"):
+            raise S2tdptError(f"--devices {device}: there is no such device here, only {', '.join(visible)}; or cpu")
+    return asked
 
 
-def refuse_unknown(devices: list[str]) -> None:
-    """`S2tdptError` for a GPU that is not there."""
-    count = torch.cuda.device_count()
-    wrong = [
-        device for device in devices if device.isdigit() and int(device) >= count and device not in visible_devices()
-    ]
-    if wrong:
-        raise S2tdptError(f"--devices {wrong[0]}: there is no such GPU, only {count}; cpu is a device too")
-
-
-def visible_devices() -> list[str]:
+def _visible_devices() -> list[str]:
     """GPUs as CUDA_VISIBLE_DEVICES names them, or the CPU."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named:

@@ -32,15 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="only say what would be trained")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="GPUs of each run, which share its batch")
     parser.add_argument("--variant", help="name of the runs, where --set makes them depart from their recipes")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="of runs and logs")
-    parser.add_argument("--results", type=Path, default=rows.RESULTS, metavar="FOLDER")
-    queue.options(parser)
-    asked = parser.parse_args(argv)
-    devices = asked.devices or queue.visible_devices()
     try:
-        queue.refuse_unknown(devices)
-        if asked.processes > len(devices):
-            here = ", ".join(devices)
+        asked = queue.parse(parser, argv, "runs")
+        if asked.processes > len(asked.devices):
+            here = ", ".join(asked.devices)
             raise S2tdptError(
                 f"--processes {asked.processes} needs as many GPUs, here: {here}; leave it out, or lower it"
             )
@@ -58,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     take = {job.folder: words for job, words in jobs}
     return Queue(
         [job for job, _ in jobs],
-        devices,
+        asked.devices,
         lambda job: add.main(take[job.folder]) == 0,
         minutes=asked.minutes,
         commit=asked.commit,

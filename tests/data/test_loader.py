@@ -153,5 +153,8 @@ def test_pictures_are_normalised_as_the_loader_does() -> None:
     ((x, _),) = DeviceLoader(data, 2).epoch(0)
     assert torch.equal(normalise(images, mean, std), x)
     assert torch.equal(normalise(images[0], mean, std), x[0])
+    for wrong in (images / 255, images[:, :1], images[0, 0]):
+        with pytest.raises(DataError, match=r"takes uint8 \[\.\.\., 3, H, W\]"):
+            normalise(wrong, mean, std)
     exact = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(x.double(), exact, rtol=0, atol=1e-6)

@@ -191,3 +191,10 @@ def test_curves_begin_at_the_first_minute(checkout: Path, add_run) -> None:
     add_run("one", top1=0.9)
     steps = plots.history(checkout / "results/cifar10_fast/seed0/log.csv")
     assert steps == [(0.5, "1", 45.0), (1.0, "4", None), (1.5, "4", 90.0)]
+
+
+def test_a_twin_stands_beside_the_paper_s_twin(checkout: Path, add_run) -> None:
+    add_run("spiking", top1=0.9)
+    add_run("twin", recipe="vit_cifar10", top1=0.9)
+    table = block("summary", checkout)
+    assert [line.split("|")[6].strip() for line in table.splitlines()[2:]] == ["94.35 %", "96.73 %"]

@@ -116,7 +116,7 @@ def test_what_is_missing_are_the_seeds_that_no_folder_holds(tmp_path: Path) -> N
         (["cifar100_fats"], "cifar100_fats: no such recipe (did you mean cifar100_fast?)"),
         (["cifar100:x"], "'cifar100:x': a run is RECIPE or RECIPE:SEED, as in cifar100:1"),
         (["digits", "--processes", "2", "--devices", "cpu"], "--processes 2 needs as many GPUs, here: cpu"),
-        (["digits", "--devices", "97"], "--devices 97: there is no such GPU"),
+        (["digits", "--devices", "97"], "--devices 97: there is no such device here, only"),
         ([], "nothing to train"),
         (["digits", "--set", "distill.teacher=runs/nobody", "--variant", "x"], "its teacher runs/nobody is not there"),
         (["digits", "--set", "spike_cost=1.0"], "digits: --set changes spike_cost (0.0, not 1.0): name such runs with"),

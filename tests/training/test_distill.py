@@ -201,13 +201,16 @@ def test_views_repeat_the_images_and_ask_the_teacher_once(
     assert not torch.equal(steps[0][0], steps[2 * each][0])
 
 
-def test_warming_up_asks_the_teacher_what_the_first_step_will(taught: Recipe) -> None:
+def test_answers_are_kept_in_the_precision_of_training_and_by_place_alone(taught: Recipe) -> None:
     parts = Setup.build(taught.replace(**{"distill.views": 1, "precision": "bfloat16"}), Ranks(CPU), None, False)
     assert parts.distillation is not None
-    batch = next(parts.batches(0))
-    parts.train_step.warm_up(*batch, [1])
-    (place,), (opinion,) = parts.distillation._said.keys(), parts.distillation._said.values()
-    assert place == (0, 0)
+    x, target = next(parts.batches(0))
+    parts.train_step.warm_up(x, target, [1])
+    parts.train_step(x, target)
+    assert not parts.distillation._said
+    parts.train_step(x, target, (3, 1))
+    ((place, opinion),) = parts.distillation._said.items()
+    assert place == (0, 1)
     assert opinion.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(opinion, parts.distillation.ask(batch[0]))
+        assert torch.equal(opinion, parts.distillation.ask(x))

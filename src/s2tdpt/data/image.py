@@ -43,7 +43,11 @@ def normalise(pictures: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     """uint8 [..., C, H, W] to float32 by (x / 255 - mean) / std a channel, to the last bit as in training.
 
     A model's own figures are in its card: `card["data"]["mean"]` and `card["data"]["std"]` of `s2tdpt.load_model`.
+    Raises `DataError` for other dtypes and numbers of channels.
     """
+    if pictures.dtype != torch.uint8 or pictures.ndim < 3 or pictures.shape[-3] != len(mean):
+        found = f"{str(pictures.dtype).removeprefix('torch.')} {tuple(pictures.shape)}"
+        raise DataError(f"normalise takes uint8 [..., {len(mean)}, H, W], pixels of 0 to 255, not {found}")
     scale, bias = scale_and_bias(mean, std)
     return torch.addcmul(bias.to(pictures.device), pictures.float(), scale.to(pictures.device))
 

@@ -41,9 +41,9 @@ class Distillation:
         """The epoch whose augmented images this epoch shows."""
         return epoch % self.views if self.views else epoch
 
-    def opinion(self, x: Tensor, place: tuple[int, int]) -> Tensor:
+    def opinion(self, x: Tensor, place: tuple[int, int] | None) -> Tensor:
         """The teacher's logits [B, K] of images x [B, C, H, W] at (epoch, step); with `views`, asked once a place."""
-        if not self.views:
+        if not self.views or place is None:
             return self.ask(x)
         place = self.view(place[0]), place[1]
         if place not in self._said:

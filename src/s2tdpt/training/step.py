@@ -71,14 +71,14 @@ class TrainStep:
         self._filled = 0
         self.graph = GraphedStep(self._run, self._state) if graphed else None
 
-    def __call__(self, x: Tensor, target: Tensor, place: tuple[int, int] = (0, 0)) -> None:
-        """One step on the batch at `place`, (epoch, step within it), by which a teacher remembers it."""
+    def __call__(self, x: Tensor, target: Tensor, place: tuple[int, int] | None = None) -> None:
+        """One step on the batch at `place`, (epoch, step within it), by which a teacher may remember it."""
         inputs = self._inputs(x, target, place)
         report = self._run(*inputs) if self.graph is None else self.graph(*inputs, key=self.model.time_steps)
         self._report[self._filled].copy_(report)
         self._filled += 1
 
-    def _inputs(self, x: Tensor, target: Tensor, place: tuple[int, int]) -> tuple[Tensor, ...]:
+    def _inputs(self, x: Tensor, target: Tensor, place: tuple[int, int] | None) -> tuple[Tensor, ...]:
         if x.is_cuda and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if self.distillation is None:
@@ -134,8 +134,8 @@ class TrainStep:
         return bool(torch.stack(norms).isfinite().all()) if norms else True
 
     def warm_up(self, x: Tensor, target: Tensor, time_steps: Iterable[int]) -> None:
-        """Compile or record for each number of time steps, on the run's first batch; the training state stays."""
-        inputs = self._inputs(x, target, (0, 0))
+        """Compile or record for each number of time steps, on one batch, leaving the training state as it was."""
+        inputs = self._inputs(x, target, None)
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         before = self.model.time_steps
         self.model.train()
