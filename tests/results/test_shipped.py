@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from results import card
 from results.goals import outside_band
 from results.ship import LARGEST
 from s2tdpt import create_model, list_models
@@ -39,3 +40,10 @@ def test_each(name: str) -> None:
     model = create_model(name, pretrained=True)
     assert sum(weight.numel() for weight in model.parameters()) == card["run"]["parameters"]
     assert len(card["data"]["classes"]) == len(counts)
+
+
+def test_a_card_says_in_which_precision_its_run_was_scored() -> None:
+    known = read_card(WEIGHTS / "s2tdpt_tiny.digits")
+    for scored, said in ((None, "in float32, before"), ("bfloat16", "in bfloat16, before")):
+        changed = known | {"recipe": known["recipe"] | {"eval_precision": scored}}
+        assert said in card.text("s2tdpt_tiny.digits", changed, 1)
