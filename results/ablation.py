@@ -88,7 +88,7 @@ def plan(asked: argparse.Namespace) -> Iterator[Job]:
                 command += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
             if asked.data_root:
                 command += ["--data-root", asked.data_root]
-            needs = teacher if item == "distill" else None
+            needs = (teacher,) if item == "distill" else ()
             yield Job(f"{item}, seed {seed}", folder, tuple(command), needs=needs)
 
 

@@ -63,7 +63,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
     if portable(recipe) != recipe:
         recipe = portable(recipe)
-        metrics.setdefault("distill", {})["teacher"] = recipe.to_dict()["distill"]["teacher"]
+        rename_sources(metrics, recipe)
         files |= {RECIPE: recipe.to_yaml().encode(), METRICS: _json(metrics)}
     place = _place(run, root, recipe, asked, metrics["hardware"]["count"])
     before = rows.read_json(place / rows.PROVENANCE)
@@ -120,11 +120,22 @@ def recipe_at(commit: str | None, name: str) -> Recipe | None:
         return load_recipe(name) if name in list_recipes() else None
 
 
+def rename_sources(metrics: dict[str, Any], recipe: Recipe) -> None:
+    """Let a run's metrics name its teacher and its initial weights as `recipe` does."""
+    if recipe.distill is not None and "distill" in metrics:
+        metrics["distill"] = metrics["distill"] | {"teacher": recipe.distill.teacher}
+    if "initial_weights" in metrics:
+        metrics["initial_weights"] = metrics["initial_weights"] | {"source": recipe.initial_weights}
+
+
 def portable(recipe: Recipe) -> Recipe:
-    """The recipe with runs/NAME for a teacher's folder that only the machine that trained it has."""
-    if recipe.distill is None or not Path(recipe.distill.teacher).is_absolute():
-        return recipe
-    return recipe.replace(**{"distill.teacher": f"runs/{Path(recipe.distill.teacher).name}"})
+    """The recipe with runs/NAME for folders, of a teacher or of initial weights, that only one machine has."""
+    named = {"initial_weights": recipe.initial_weights}
+    if recipe.distill is not None:
+        named["distill.teacher"] = recipe.distill.teacher
+    return recipe.replace(
+        **{key: f"runs/{Path(name).name}" for key, name in named.items() if name and Path(name).is_absolute()}
+    )
 
 
 def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace, processes: int) -> Path:

@@ -101,6 +101,8 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
     ]
     if inexact(run):
         lines.append(["resumed", inexact(run)])
+    if recipe.get("initial_weights"):
+        lines.insert(2, ["initial weights", f"those of `{recipe['initial_weights']}`"])
     if recipe.get("distill"):
         lines.insert(2, ["teacher", f"`{recipe['distill']['teacher']}`"])
     return table(["", ""], lines)

@@ -26,7 +26,7 @@ Command = tuple[str, ...]
 class Job:
     """One run in its folder: `train`, then each of `after`, which leave `products`. It has `processes` devices.
 
-    `needs` is the folder of a run that has to be trained before. All commands take `--device cpu`.
+    `needs` are the folders of runs that have to be trained before. All commands take `--device cpu`.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Job:
     train: Command
     after: tuple[Command, ...] = ()
     products: tuple[Path, ...] = ()
-    needs: Path | None = None
+    needs: tuple[Path, ...] = ()
     processes: int = 1
 
     @property
@@ -47,7 +47,11 @@ class Job:
 
     @property
     def ready(self) -> bool:
-        return self.needs is None or (self.needs / METRICS).exists()
+        return not self.missing
+
+    @property
+    def missing(self) -> list[Path]:
+        return [folder for folder in self.needs if not (folder / METRICS).exists()]
 
     @property
     def log(self) -> Path:
@@ -112,9 +116,10 @@ class Queue:
             self.left.remove(job)
             self._take(job)
         failed = [job.folder for job in self.failed]
-        for job in [job for job in self.left if job.needs in failed and not job.ready]:
-            self.left.remove(job)
-            self._fail(job, f"{job.needs} failed")
+        for job in list(self.left):
+            if lost := [folder for folder in job.missing if folder in failed]:
+                self.left.remove(job)
+                self._fail(job, f"{lost[0]} failed")
         while job := next((job for job in self.left if job.ready), None):
             busy = [device for running in self.running for device in running.devices]
             free = [device for device in self.devices if device not in busy][: job.processes]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from results import card, rows
-from results.add import portable
+from results.add import portable, rename_sources
 from results.goals import FIRING_BAND, outside_band
 from results.measure import measure, options
 from s2tdpt.errors import DataError, ModelError, S2tdptError
@@ -97,8 +97,7 @@ def _origin(known: Mapping[str, Any], asked: argparse.Namespace) -> dict[str, An
     if not commit:
         raise DataError(f"{asked.run} does not say which commit trained it: name it with --commit")
     plan = portable(Recipe.from_dict(recipe))
-    if plan.distill is not None and "distill" in run:
-        run["distill"] = run["distill"] | {"teacher": plan.distill.teacher}
+    rename_sources(run, plan)
     command = asked.command or told.get("command") or known.get("command")
     return {
         "model": asked.name.partition(".")[0],

@@ -1,9 +1,9 @@
 """Trains what the tables need, side by side on the visible GPUs: python -m results.train cifar100:1 cifar10_t1
 
-A run is RECIPE or RECIPE:SEED; --missing names those of goals.csv that results/ does not hold. A teacher under runs/
-that is not there is trained first. Each run is measured on its own device, made ready to ship where it may (RUN/ship/,
-in 8 bits), and taken into results/, as `results.measure`, `results.ship` and `results.add` do. What is finished is
-left alone, what was interrupted goes on.
+A run is RECIPE or RECIPE:SEED; --missing names those of goals.csv that results/ does not hold. A teacher or initial
+weights under runs/ that are not there are trained first. Each run is measured on its own device, made ready to ship
+where it may (RUN/ship/, in 8 bits), and taken into results/, as `results.measure`, `results.ship` and `results.add` do.
+What is finished is left alone, what was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
         difference = first_difference(shipped, recipe)
         if difference is not None and not asked.variant:
             raise RecipeError(f"{name}: --set changes {difference}: name such runs with --variant")
-        needs = _teacher(recipe)
-        if needs is not None and needs not in planned:
-            planned.add(needs)
-            yield _job(load_recipe(needs.name), needs, None, asked, changes=[], variant=None)
+        needs = _needed(recipe)
+        for other in needs:
+            if other not in planned:
+                planned.add(other)
+                yield _job(load_recipe(other.name), other, (), asked, changes=[], variant=None)
         folder = asked.runs / _folder_name(recipe, asked.variant, asked.processes)
         if folder not in planned:
             planned.add(folder)
@@ -96,16 +97,15 @@ def _parse(text: str) -> tuple[str, int]:
     return found[1], int(found[2] or 0)
 
 
-def _teacher(recipe: Recipe) -> Path | None:
-    """The folder of a teacher that is not trained yet; None where there is none to wait for."""
-    if recipe.distill is None or not recipe.distill.teacher.startswith("runs/"):
-        return None
-    folder = Path(recipe.distill.teacher)
-    if (folder / f"{MODEL}.json").exists():
-        return None
-    if folder.name not in list_recipes():
-        raise RecipeError(f"{recipe.name}: its teacher {folder} is not there, and no recipe is called {folder.name}")
-    return folder
+def _needed(recipe: Recipe) -> tuple[Path, ...]:
+    """The folders of a teacher and of initial weights that are not trained yet."""
+    sources = dict.fromkeys((recipe.initial_weights, recipe.distill and recipe.distill.teacher))
+    folders = [Path(source) for source in sources if source and source.startswith("runs/")]
+    folders = [folder for folder in folders if not (folder / f"{MODEL}.json").exists()]
+    for folder in folders:
+        if folder.name not in list_recipes():
+            raise RecipeError(f"{recipe.name} needs {folder}: it is not there, and no recipe is called {folder.name}")
+    return tuple(folders)
 
 
 def _folder_name(recipe: Recipe, variant: str | None, processes: int) -> str:
@@ -117,7 +117,7 @@ def _folder_name(recipe: Recipe, variant: str | None, processes: int) -> str:
 def _job(
     recipe: Recipe,
     folder: Path,
-    needs: Path | None,
+    needs: tuple[Path, ...],
     asked: argparse.Namespace,
     changes: Sequence[str],
     variant: str | None,

@@ -172,13 +172,19 @@ def test_a_recipe_counts_for_the_goal_that_it_is_meant_for(make_run, root: Path)
 
 
 def test_paths_of_the_machine_that_trained_stay_there(make_run, root: Path) -> None:
-    source = {"teacher": "/somewhere/vit_seed3", "sha256": "00"}
-    run = make_run("one", metrics={"distill": source}, **{"distill.teacher": "/somewhere/vit_seed3"})
+    told = {
+        "distill": {"teacher": "/somewhere/vit_seed3", "sha256": "00"},
+        "initial_weights": {"source": "/somewhere/else/first", "sha256": "01"},
+    }
+    changes = {"distill.teacher": "/somewhere/vit_seed3", "initial_weights": "/somewhere/else/first"}
+    run = make_run("one", metrics=told, **changes)
     assert add.main([str(run), "--variant", "taught", "--results", str(root)]) == 0
     kept = load_recipe(root / "cifar10_fast/taught-seed0/recipe.yaml")
     assert kept.distill is not None
-    assert kept.distill.teacher == "runs/vit_seed3"
-    assert "--set distill.teacher=runs/vit_seed3" in table(root)[0]["command"]
+    assert (kept.distill.teacher, kept.initial_weights) == ("runs/vit_seed3", "runs/first")
+    command = table(root)[0]["command"]
+    assert "--set distill.teacher=runs/vit_seed3" in command
+    assert "--set initial_weights=runs/first" in command
     assert not any("/somewhere" in path.read_text() for path in (root / "cifar10_fast/taught-seed0").iterdir())
 
 

@@ -36,7 +36,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 def job(root: Path, name: str, code: str = WRITES, needs: str = "", **options: Any) -> Job:
     command = (sys.executable, "-c", code, str(root / name))
-    return Job(name, root / name, command, needs=root / needs if needs else None, **options)
+    return Job(name, root / name, command, needs=(root / needs,) if needs else (), **options)
 
 
 def run(jobs: list[Job], devices: list[str], taken: list[str], **options: Any) -> int:

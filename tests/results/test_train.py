@@ -33,23 +33,33 @@ def test_seeds_have_folders_of_their_own(tmp_path: Path) -> None:
     assert [str(job.folder) for job, _ in jobs] == ["runs/cifar100", "runs/cifar100-seed2"]
     assert [after(job.train, "--seed") for job, _ in jobs] == ["0", "2"]
     assert all(job.train[:5] == (sys.executable, "-m", "s2tdpt", "train", "cifar100") for job, _ in jobs)
-    assert [job.needs for job, _ in jobs] == [None, None]
+    assert [job.needs for job, _ in jobs] == [(), ()]
 
 
 def test_a_teacher_that_is_not_there_is_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     taught = {"set": ["distill.teacher=runs/vit_h_cifar100", "spike_cost=0.2"], "variant": "dear"}
     (teacher, _), (one, words), (two, _) = plan(tmp_path, "cifar100_t1", "cifar100_t1:1", **taught)
-    assert (teacher.folder, teacher.needs) == (Path("runs/vit_h_cifar100"), None)
+    assert (teacher.folder, teacher.needs) == (Path("runs/vit_h_cifar100"), ())
     assert "spike_cost=0.2" in one.train
     assert "spike_cost=0.2" not in teacher.train
-    assert one.needs == two.needs == teacher.folder
+    assert one.needs == two.needs == (teacher.folder,)
     assert one.folder == Path("runs/cifar100_t1-dear-seed0")
     assert after(words, "--variant") == "dear"
 
     teacher.folder.mkdir(parents=True)
     (teacher.folder / "model.json").touch()
-    assert [job.needs for job, _ in plan(tmp_path, "cifar100_t1", **taught)] == [None]
+    assert [job.needs for job, _ in plan(tmp_path, "cifar100_t1", **taught)] == [()]
+
+
+def test_initial_weights_that_are_not_there_are_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    both = ["initial_weights=runs/vit_cifar100", "distill.teacher=runs/vit_h_cifar100"]
+    *first, (student, _) = plan(tmp_path, "cifar100_t1", set=both, variant="x")
+    assert [job.folder for job, _ in first] == [Path("runs/vit_cifar100"), Path("runs/vit_h_cifar100")]
+    assert student.needs == tuple(job.folder for job, _ in first)
+    same = [change.replace("vit_cifar100", "vit_h_cifar100") for change in both]
+    assert len(plan(tmp_path, "cifar100_t1", set=same, variant="x")) == 2
 
 
 def test_a_teacher_is_no_variant_of_its_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +128,7 @@ def test_what_is_missing_are_the_seeds_that_no_folder_holds(tmp_path: Path) -> N
         (["digits", "--processes", "2", "--devices", "cpu"], "--processes 2 needs as many GPUs, here: cpu"),
         (["digits", "--devices", "97"], "--devices 97: there is no such device here, only"),
         ([], "nothing to train"),
-        (["digits", "--set", "distill.teacher=runs/nobody", "--variant", "x"], "its teacher runs/nobody is not there"),
+        (["digits", "--set", "distill.teacher=runs/nobody", "--variant", "x"], "needs runs/nobody: it is not there"),
         (["digits", "--set", "spike_cost=1.0"], "digits: --set changes spike_cost (0.0, not 1.0): name such runs with"),
     ],
 )

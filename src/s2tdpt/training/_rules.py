@@ -40,6 +40,7 @@ _RULES: dict[str, _Rule] = {
     "ema_decay": _BELOW_1,
     "norm_batches": _AT_LEAST_0,
     "spike_cost": _AT_LEAST_0,
+    "initial_weights": _TEXT,
     "distill.teacher": _TEXT,
     "distill.weight": _FRACTION,
     "distill.temperature": _POSITIVE,

@@ -136,6 +136,7 @@ def summarise(setup: Setup, state: Mapping[str, Any], results: Mapping[str, Any]
         "steps": state["step"],
         "train_seconds": state["elapsed"],
         "inexact_at": state["inexact_at"],
+        **({} if setup.initial is None else {"initial_weights": setup.initial}),
         **({} if setup.distillation is None else {"distill": setup.distillation.source}),
         **provenance(setup.ranks.device, setup.ranks.world_size),
     }

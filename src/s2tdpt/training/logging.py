@@ -62,6 +62,7 @@ def announcement(recipe: Recipe, device: torch.device) -> str:
     parts = [f"{recipe.name}: {recipe.model.name} on {recipe.data.name}, seed {recipe.seed}"]
     limit = f" within {recipe.max_minutes:g} minutes" if recipe.max_minutes else ""
     parts.append(f"T:epochs {recipe.schedule.time_steps}{limit}")
+    parts += [f"from the weights of {recipe.initial_weights}"] if recipe.initial_weights else []
     parts += [f"taught by {recipe.distill.teacher}"] if recipe.distill else []
     parts.append(f"{device} in {recipe.precision}")
     if device.type == "cpu" and recipe.precision == "bfloat16":

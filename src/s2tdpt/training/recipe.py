@@ -92,6 +92,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     norm_batches: int = 0
+    initial_weights: str | None = None
     distill: DistillRecipe | None = None
     spike_cost: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"

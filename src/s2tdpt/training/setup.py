@@ -22,6 +22,7 @@ from s2tdpt.training.distill import Distillation, load_distillation
 from s2tdpt.training.distributed import Ranks
 from s2tdpt.training.ema import Ema
 from s2tdpt.training.evaluate import evaluate_ranks, firing_rates
+from s2tdpt.training.initial import start_from
 from s2tdpt.training.logging import announcement
 from s2tdpt.training.optim import Optimizers, build_optimizer
 from s2tdpt.training.recipe import Recipe
@@ -48,6 +49,7 @@ class Setup:
     train_step: TrainStep
     schedule: Schedule
     distillation: Distillation | None = None
+    initial: dict[str, Any] | None = None
 
     @classmethod
     def build(cls, recipe: Recipe, ranks: Ranks, data_root: Path | None, progress: bool) -> Setup:
@@ -65,7 +67,9 @@ class Setup:
             world_size=ranks.world_size,
             label_smoothing=recipe.label_smoothing,
         )
-        model = build_model(recipe, train_set).to(ranks.device)
+        model = build_model(recipe, train_set)
+        initial = start_from(model, recipe.initial_weights) if recipe.initial_weights else None
+        model = model.to(ranks.device)
         if recipe.implementation != "auto":
             if not isinstance(model, SpikingTransformer):
                 raise RecipeError(f"implementation: {recipe.model.name} has only one: leave it at auto")
@@ -80,7 +84,7 @@ class Setup:
         train_step = TrainStep(model, optimizers, recipe, ranks, distillation)
         schedule = Schedule(recipe, loader.steps_per_epoch)
         eval_set = eval_set.to(ranks.device)
-        parts = (loader, eval_set, evaluated_on, model, optimizers, ema, train_step, schedule, distillation)
+        parts = (loader, eval_set, evaluated_on, model, optimizers, ema, train_step, schedule, distillation, initial)
         setup = cls(recipe, ranks, *parts)
         if progress and ranks.is_main:
             print(announcement(recipe, ranks.device), file=sys.stderr, flush=True)

@@ -1,0 +1,142 @@
+"""Initial weights: what a model takes over from another, from its ANN twin, and from which it takes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from s2tdpt.errors import RecipeError
+from s2tdpt.models import create_model, load_weights, save_weights
+from s2tdpt.models.vit import VisionTransformer
+from s2tdpt.training.engine import train
+from s2tdpt.training.initial import matrices, start_from
+from s2tdpt.training.recipe import Recipe
+
+from .interrupting import stop_at
+
+
+def made(name: str, seed: int, **options: Any) -> nn.Module:
+    """A model of which every tensor is random, norms included."""
+    torch.manual_seed(seed)
+    model = create_model(name, **{"num_classes": 3, "depth": 1, **options})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def saved(model: nn.Module, path: Path) -> str:
+    save_weights(model, path, meta={"model": "a model"})
+    return f"{path}.safetensors"
+
+
+@pytest.fixture(params=["tiny", "h_384"])
+def geometry(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return f"s2tdpt_{request.param}", f"vit_{request.param}"
+
+
+def test_a_model_of_the_same_kind_gives_everything(tmp_path: Path) -> None:
+    trained, model = made("s2tdpt_tiny", 0, time_steps=1), made("s2tdpt_tiny", 1, time_steps=4)
+    told = start_from(model, source := saved(trained, tmp_path / "w"))
+    there = trained.state_dict()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
+    assert model.time_steps == 4
+    assert told == {
+        "source": source,
+        "sha256": hashlib.sha256(Path(source).read_bytes()).hexdigest(),
+        "model": "a model",
+    }
+
+
+def test_a_twin_gives_its_matrices_and_filters_alone(geometry: tuple[str, str], tmp_path: Path) -> None:
+    spiking, ann = geometry
+    twin, model = made(ann, 0), made(spiking, 1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    start_from(model, saved(twin, tmp_path / "w"))
+    assert isinstance(twin, VisionTransformer)
+    theirs = matrices(twin)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, theirs[name] if tensor.ndim > 1 else before[name]), name
+    assert torch.equal(model.stem.conv[0].weight, twin.stem.conv[0].weight)  # pyright: ignore
+
+
+def test_gains_of_layer_norms_go_into_what_follows() -> None:
+    twin = made("vit_tiny", 0)
+    assert isinstance(twin, VisionTransformer)
+    taken, block, u = matrices(twin), twin.blocks[0], torch.randn(5, 64)
+    layers: Any = [
+        ("blocks.0.attn.qkv", block.norm1, block.attn.qkv),
+        ("blocks.0.mlp.fc1", block.norm2, block.mlp[0]),
+        ("head", twin.norm, twin.head),
+    ]
+    for name, norm, linear in layers:
+        real, bare = linear(norm(u)), F.linear(F.layer_norm(u, (64,)), taken[f"{name}.weight"])
+        offset = real - bare
+        torch.testing.assert_close(offset, offset[:1].expand_as(offset), msg=name)
+        assert (taken[f"{name}.weight"] - linear.weight).abs().max() > 0.01  # the gains are not all 1
+    assert torch.equal(taken["blocks.0.mlp.fc2.weight"], block.mlp[2].weight)  # pyright: ignore
+
+
+@pytest.mark.parametrize("source", ["s2tdpt_tiny", "vit_tiny"])
+def test_a_head_for_other_classes_stays_as_it_was_drawn(source: str, tmp_path: Path) -> None:
+    model = made("s2tdpt_tiny", 1, num_classes=7)
+    before = model.head.weight.clone()  # pyright: ignore
+    start_from(model, saved(made(source, 0), tmp_path / "w"))
+    assert torch.equal(model.head.weight, before)  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("s2tdpt_tiny", {"depth": 2}, "another geometry"),
+        ("s2tdpt_tiny", {"neuron": "plif"}, "another geometry"),
+        ("vit_tiny", {"embed_dim": 32, "stem_channels": (16, 32, 32)}, "another geometry"),
+        ("vit_tiny", {"depth": 2}, "another geometry"),
+        ("vit_tiny", {"in_channels": 1}, "another geometry"),
+        ("vit_h_384", {}, "has no"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(name: str, options: dict[str, Any], why: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=rf"^initial_weights: .*{why}"):
+        start_from(made("s2tdpt_tiny", 1), saved(made(name, 0, **options), tmp_path / "w"))
+
+
+def test_weights_that_are_not_there_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"^initial_weights: model 's2tdpt_tinny' is unknown"):
+        start_from(made("s2tdpt_tiny", 1), "s2tdpt_tinny")
+
+
+@pytest.fixture
+def started(tiny: Recipe, teacher: Path) -> Recipe:
+    changes = {"initial_weights": str(teacher), "model.options.depth": 2, "checkpoint_every_minutes": 0}
+    return tiny.replace(**changes)
+
+
+def test_a_run_starts_from_them_and_says_so(started: Recipe, teacher: Path, tmp_path: Path) -> None:
+    still = {"optimizer.lr": 1e-9, "optimizer.adamw_lr": 1e-9, "optimizer.weight_decay": 0.0, "ema_decay": 0.0}
+    metrics = train(started.replace(**still), tmp_path, device="cpu", progress=False)
+    twin, _ = load_weights(teacher.with_suffix(""))
+    assert isinstance(twin, VisionTransformer)
+    model, card = load_weights(tmp_path / "model")
+    name = "blocks.1.mlp.fc2.weight"
+    torch.testing.assert_close(model.state_dict()[name], matrices(twin)[name], atol=1e-5, rtol=0)
+    assert metrics["initial_weights"]["source"] == card["recipe"]["initial_weights"] == str(teacher)
+
+
+def test_a_run_that_started_from_them_resumes_with_the_same_bits(
+    started: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(started, tmp_path / "one", device="cpu", progress=False)
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            train(started, tmp_path / "two", device="cpu", progress=False)
+    train(started, tmp_path / "two", device="cpu", progress=False, resume=True)
+    one, two = (load_weights(tmp_path / run / "model")[0].state_dict() for run in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
