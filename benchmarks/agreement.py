@@ -24,7 +24,7 @@ from s2tdpt.errors import ModelError, S2tdptError
 from s2tdpt.inference import agreement, compile_for_inference
 from s2tdpt.models import load_model
 from s2tdpt.training.distributed import pick_device
-from s2tdpt.training.step import numerics
+from s2tdpt.training.numerics import exact, numerics
 
 Mode = Callable[[Tensor], Tensor]
 
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     try:
         device = pick_device(asked.device)
-        with numerics(device, deterministic=False):
-            torch.set_float32_matmul_precision("highest")  # the truth is float32, not TF32
-            torch.backends.cudnn.allow_tf32 = False
+        with numerics(device, deterministic=False), exact():  # the truth is float32, not TF32
             compare(asked, device)
     except S2tdptError as error:
         print(f"error: {error}", file=sys.stderr)

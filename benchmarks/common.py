@@ -15,7 +15,7 @@ import torch
 
 from s2tdpt.errors import InputError, S2tdptError
 from s2tdpt.training.distributed import pick_device
-from s2tdpt.training.step import numerics
+from s2tdpt.training.numerics import numerics
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,9 +13,10 @@ from benchmarks.timing import graphed
 from s2tdpt.models import create_model
 from s2tdpt.models.transformer import SpikingTransformer
 from s2tdpt.training.distributed import Ranks
+from s2tdpt.training.numerics import precise
 from s2tdpt.training.optim import build_optimizer
 from s2tdpt.training.recipe import DataRecipe, ModelRecipe, OptimizerRecipe, Recipe
-from s2tdpt.training.step import TrainStep, precise, reestimate_batch_norm
+from s2tdpt.training.step import TrainStep, reestimate_batch_norm
 
 SMOKE = {"embed_dim": 16, "depth": 1, "num_heads": 2, "stem_channels": (8,), "stem_pool": (False, False)}
 

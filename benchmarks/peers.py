@@ -15,7 +15,8 @@ from benchmarks import ours
 from benchmarks.common import Case, Run
 from benchmarks.timing import Contestant, prepared
 from s2tdpt.errors import MissingExtraError
-from s2tdpt.training.step import precise, reestimate_batch_norm
+from s2tdpt.training.numerics import precise
+from s2tdpt.training.step import reestimate_batch_norm
 
 KINDS = ("eager", "compiled")
 SMOKE: dict[str, Any] = {

@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from s2tdpt.data import DeviceLoader, ImageSet
 from s2tdpt.errors import DataError, S2tdptError
 from s2tdpt.training.checkpoint import write_atomic
 from s2tdpt.training.folder import provenance
+from s2tdpt.training.numerics import exact
 
 ENERGY_IMAGES = 500
 ENERGY_TABLE = "paper"
@@ -72,7 +72,7 @@ def measure(model: str, asked: argparse.Namespace, also_at: Sequence[int] = ()) 
         net.implementation = "plain"  # the reference, on any device
     images, evaluated_on = _images(net, card, asked.data_root)
     device = subject.device_of(net)
-    with _exact_products():
+    with exact():
         logits = answers(net, images, asked.batch_size)
         figures = scores(logits, images.labels)
         trained_at, others = net.time_steps, {}
@@ -161,17 +161,6 @@ def _images(net: Any, card: dict[str, Any], root: Path | None) -> tuple[ImageSet
     if not held_out:
         return subject.load_images(net, card, None, "test", root, None), "test"
     return subject.load_images(net, card, None, "train", root, None).holdout(held_out)[1], "holdout"
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """No TF32 where a GPU would take it for float32."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 if __name__ == "__main__":

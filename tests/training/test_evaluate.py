@@ -175,3 +175,25 @@ def test_a_run_trains_in_one_precision_and_is_scored_in_another(
     assert seen == {("gradients", torch.bfloat16), ("training", expected), ("evaluation", expected)}
     train(recipe.replace(**{"schedule.time_steps": "1:1,2:1"}), tmp_path / "two", device="cpu", progress=False)
     assert ("training", torch.bfloat16) in seen
+
+
+@pytest.mark.parametrize(("precision", "seen"), [("float32", ("highest", False)), ("bfloat16", ("high", True))])
+def test_float32_scores_are_of_exact_products(precision: str, seen: tuple[str, bool]) -> None:
+    """Whatever a run has set for its training steps, and it finds that again."""
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            told.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            return x.flatten(1)[:, :CLASSES]
+
+    told: list[tuple[str, bool]] = []
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        evaluate(Spy(), images(), device="cpu", precision=precision)
+        assert told == [seen]
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -15,11 +15,12 @@ from s2tdpt.training import checkpoint, folder
 from s2tdpt.training.distributed import join
 from s2tdpt.training.interrupt import Interrupt
 from s2tdpt.training.logging import Board, Progress, clock, describe, log_text
+from s2tdpt.training.numerics import numerics
 from s2tdpt.training.recipe import Recipe
 from s2tdpt.training.schedule import Position
 from s2tdpt.training.setup import Setup
 from s2tdpt.training.state import State, Tally, restore, save
-from s2tdpt.training.step import memory_advice, numerics, reestimate_batch_norm, set_time_steps
+from s2tdpt.training.step import memory_advice, reestimate_batch_norm, set_time_steps
 
 NORM_BATCHES = 20  # batches behind the BatchNorm statistics after a change of T
 

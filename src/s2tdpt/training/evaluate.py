@@ -16,7 +16,7 @@ from s2tdpt.inference import accelerate
 from s2tdpt.models.dispatch import module_by_module
 from s2tdpt.neurons import LIF
 from s2tdpt.training.distributed import Ranks, pick_device
-from s2tdpt.training.step import precise
+from s2tdpt.training.numerics import scoring
 
 
 def evaluate(
@@ -29,9 +29,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Accuracy and mean cross-entropy in evaluation mode: {"top1", "top5", "loss", "n"}, accuracies as fractions.
 
-    The model is moved to `device`. precision "float32" runs it as it is, "bfloat16" its products in half precision;
-    "auto" is "float32", but for a long evaluation, which `inference.accelerate` speeds up in 8 bits. With fewer than
-    five classes top5 is 1. Raises `InputError` for an empty set or an unknown precision.
+    The model is moved to `device`. precision "float32" runs it as it is, without TF32, "bfloat16" its products in half
+    precision; "auto" is "float32", but for a long evaluation, which `inference.accelerate` speeds up in 8 bits. With
+    fewer than five classes top5 is 1. Raises `InputError` for an empty set or an unknown precision.
     """
     place = pick_device(device)
     model = model.to(place)
@@ -70,7 +70,7 @@ def _totals(model: nn.Module, data: ImageSet, device: torch.device, batch_size: 
     seen = 0
     with inference(model):
         for x, target in loader.epoch(0):
-            with precise(device, precision):
+            with scoring(device, precision):
                 logits = model(x)
             logits = logits.float()
             hits = logits.topk(min(5, logits.shape[1])).indices == target[:, None]

@@ -24,11 +24,12 @@ from s2tdpt.training.ema import Ema
 from s2tdpt.training.evaluate import evaluate_ranks, firing_rates
 from s2tdpt.training.initial import start_from
 from s2tdpt.training.logging import announcement
+from s2tdpt.training.numerics import scoring
 from s2tdpt.training.optim import Optimizers, build_optimizer
 from s2tdpt.training.recipe import Recipe
 from s2tdpt.training.schedule import Schedule, parse_plan
 from s2tdpt.training.spike_cost import put_price
-from s2tdpt.training.step import TrainStep, memory_advice, precise, reestimate_batch_norm
+from s2tdpt.training.step import TrainStep, memory_advice, reestimate_batch_norm
 
 RATE_IMAGES = 500  # firing rates are measured on so many of the evaluation images
 PROBE_IMAGES = 100  # the time of an evaluation is estimated from so many
@@ -153,7 +154,7 @@ class Setup:
     def _rates(self) -> dict[str, Any]:
         images = min(RATE_IMAGES, self.recipe.data.eval_batch_size, len(self.eval_set))
         x, _ = next(DeviceLoader(self.eval_set.limit(images), images, device=self.ranks.device).epoch(0))
-        with precise(self.ranks.device, self.recipe.scored_in):
+        with scoring(self.ranks.device, self.recipe.scored_in):
             return {**firing_rates(self.model, x), "firing_images": images}
 
     def _evaluation_seconds(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -16,16 +15,12 @@ from s2tdpt.errors import TrainingError
 from s2tdpt.training.distill import Distillation
 from s2tdpt.training.distributed import Ranks
 from s2tdpt.training.graph import GraphedStep
+from s2tdpt.training.numerics import precise, scoring
 from s2tdpt.training.optim import Optimizers
 from s2tdpt.training.recipe import Recipe
 
 SYNC_EVERY = 20
 """Steps between two looks at the report, each of which waits for the device."""
-
-
-def precise(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast to bfloat16, or none: "float32" leaves everything as it is."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class Loss(nn.Module):
@@ -168,35 +163,10 @@ def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], device: t
         norm.momentum = None
     model.train()
     for x in batches if norms else ():
-        with precise(device, precision):
+        with scoring(device, precision):
             model(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-
-
-@contextmanager
-def numerics(device: torch.device, deterministic: bool) -> Iterator[None]:
-    """TF32 products and tuned convolutions on CUDA; with `deterministic` only repeatable kernels. Undone at the end."""
-    before = (
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only so
-        torch.backends.cudnn.deterministic = True
-        torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:3]
-        torch.use_deterministic_algorithms(before[3], warn_only=before[4])
 
 
 @contextmanager
