@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from benchmarks import ours
 from benchmarks.common import Case, Red
 from s2tdpt.training.distributed import Ranks
+from s2tdpt.training.numerics import exact
 
 IMAGES = 16
 LOSS, GRADIENT, MEDIAN_GRADIENT = 1e-3, 2e-2, 1e-3  # a flipped spike moves these by less, a wrong kernel by more
@@ -38,16 +39,15 @@ def require(what: str, value: float, tolerance: float) -> None:
 
 
 @contextmanager
-def exact() -> Iterator[None]:
-    """Products and convolutions in float32 proper."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = False
+def untuned() -> Iterator[None]:
+    """Products and convolutions in float32 proper, the latter by cuDNN's first choice."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
     try:
-        yield
+        with exact():
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1:]
+        torch.backends.cudnn.benchmark = before
 
 
 def training(case: Case) -> None:
@@ -56,7 +56,7 @@ def training(case: Case) -> None:
     losses, gradients = [], []
     for implementation in ("plain", "fused"):
         model = ours.build(case, implementation)
-        with exact():
+        with untuned():
             loss = F.cross_entropy(model(x), target)
             loss.backward()
         losses.append(loss.detach())
@@ -87,7 +87,7 @@ def inference(case: Case, timed: ours.Inference) -> None:
     """The fused model's logits against the plain one's in float32; those of the recorded run against its kernels'."""
     x, _ = ours.batch(case)
     plain, fused = (ours.evaluated(case, name) for name in ("plain", "fused"))
-    with exact():
+    with untuned():
         truth, found = (ours.inferring(model, x, "float32")() for model in (plain, fused))
     same_images("fused inference", found, truth)
     same_images("recorded inference", timed(), timed.unrecorded())

@@ -133,9 +133,13 @@ def portable(recipe: Recipe) -> Recipe:
     named = {"initial_weights": recipe.initial_weights}
     if recipe.distill is not None:
         named["distill.teacher"] = recipe.distill.teacher
-    return recipe.replace(
-        **{key: f"runs/{Path(name).name}" for key, name in named.items() if name and Path(name).is_absolute()}
-    )
+    absolute = {key: Path(name) for key, name in named.items() if name and Path(name).is_absolute()}
+    return recipe.replace(**{key: str(Path("runs", *_run_of(path))) for key, path in absolute.items()})
+
+
+def _run_of(path: Path) -> tuple[str, ...]:
+    """A run's folder, or a file in it, without what is above the folder."""
+    return path.parts[-2:] if path.suffix == ".safetensors" else path.parts[-1:]
 
 
 def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace, processes: int) -> Path:

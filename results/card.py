@@ -19,7 +19,7 @@ LIMITS = """\
 - Energy is a count of operations times published prices, not a measurement."""
 SPIKING_LIMITS = """
 - On another CPU or GPU rounding flips single spikes: expect the accuracy within 0.1 points on 10,000 images, not the
-  same bits."""
+  same bits; on GPUs without TF32, which PyTorch allows for convolutions."""
 STDP_LIMITS = """
 - STDP attention compares how many features of two tokens fire, not which; how much of the accuracy is due to it, only
   the controls tell (`attention="mean"`, `"identity"`, `"random"`)."""
@@ -102,6 +102,7 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
     if inexact(run):
         lines.append(["resumed", inexact(run)])
     if recipe.get("initial_weights"):
+        lines[0][1] = lines[0][1].replace("nothing else", "and what the initial weights have seen")
         lines.insert(2, ["initial weights", f"those of `{recipe['initial_weights']}`"])
     if recipe.get("distill"):
         lines.insert(2, ["teacher", f"`{recipe['distill']['teacher']}`"])

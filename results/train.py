@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
-    """Every run that was asked for, its teacher before it, with the arguments of `results.add` that take it in."""
+    """Every run that was asked for, what it needs before it, with the arguments of `results.add` that take it in."""
     wanted = [*map(_parse, asked.names), *(missing(asked.results) if asked.missing else [])]
     changes = parse_overrides(asked.set)
     planned: set[Path] = set()
@@ -72,10 +72,10 @@ def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
         if difference is not None and not asked.variant:
             raise RecipeError(f"{name}: --set changes {difference}: name such runs with --variant")
         needs = _needed(recipe)
-        for other in needs:
+        for other, theirs in _before(needs):
             if other not in planned:
                 planned.add(other)
-                yield _job(load_recipe(other.name), other, (), asked, changes=[], variant=None)
+                yield _job(load_recipe(other.name), other, theirs, asked, changes=[], variant=None)
         folder = asked.runs / _folder_name(recipe, asked.variant, asked.processes)
         if folder not in planned:
             planned.add(folder)
@@ -98,14 +98,22 @@ def _parse(text: str) -> tuple[str, int]:
 
 
 def _needed(recipe: Recipe) -> tuple[Path, ...]:
-    """The folders of a teacher and of initial weights that are not trained yet."""
-    sources = dict.fromkeys((recipe.initial_weights, recipe.distill and recipe.distill.teacher))
-    folders = [Path(source) for source in sources if source and source.startswith("runs/")]
-    folders = [folder for folder in folders if not (folder / f"{MODEL}.json").exists()]
+    """The folders under runs/ of a teacher and of initial weights that are not trained yet."""
+    sources = [Path(source) for source in (recipe.initial_weights, recipe.distill and recipe.distill.teacher) if source]
+    folders = dict.fromkeys(path.parent if path.suffix == ".safetensors" else path for path in sources)
+    folders = [path for path in folders if path.parts[0] == "runs" and not (path / f"{MODEL}.json").exists()]
     for folder in folders:
         if folder.name not in list_recipes():
             raise RecipeError(f"{recipe.name} needs {folder}: it is not there, and no recipe is called {folder.name}")
     return tuple(folders)
+
+
+def _before(needs: Sequence[Path]) -> Iterator[tuple[Path, tuple[Path, ...]]]:
+    """The runs in these folders and those that they need in turn, first what others wait for, each with its needs."""
+    for folder in needs:
+        theirs = _needed(load_recipe(folder.name))
+        yield from _before(theirs)
+        yield folder, theirs
 
 
 def _folder_name(recipe: Recipe, variant: str | None, processes: int) -> str:

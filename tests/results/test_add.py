@@ -174,17 +174,17 @@ def test_a_recipe_counts_for_the_goal_that_it_is_meant_for(make_run, root: Path)
 def test_paths_of_the_machine_that_trained_stay_there(make_run, root: Path) -> None:
     told = {
         "distill": {"teacher": "/somewhere/vit_seed3", "sha256": "00"},
-        "initial_weights": {"source": "/somewhere/else/first", "sha256": "01"},
+        "initial_weights": {"source": "/somewhere/else/first/model.safetensors", "sha256": "01"},
     }
-    changes = {"distill.teacher": "/somewhere/vit_seed3", "initial_weights": "/somewhere/else/first"}
+    changes = {"distill.teacher": "/somewhere/vit_seed3", "initial_weights": "/somewhere/else/first/model.safetensors"}
     run = make_run("one", metrics=told, **changes)
     assert add.main([str(run), "--variant", "taught", "--results", str(root)]) == 0
     kept = load_recipe(root / "cifar10_fast/taught-seed0/recipe.yaml")
     assert kept.distill is not None
-    assert (kept.distill.teacher, kept.initial_weights) == ("runs/vit_seed3", "runs/first")
+    assert (kept.distill.teacher, kept.initial_weights) == ("runs/vit_seed3", "runs/first/model.safetensors")
     command = table(root)[0]["command"]
     assert "--set distill.teacher=runs/vit_seed3" in command
-    assert "--set initial_weights=runs/first" in command
+    assert "--set initial_weights=runs/first/model.safetensors" in command
     assert not any("/somewhere" in path.read_text() for path in (root / "cifar10_fast/taught-seed0").iterdir())
 
 

@@ -36,7 +36,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
 
 def job(root: Path, name: str, code: str = WRITES, needs: str = "", **options: Any) -> Job:
     command = (sys.executable, "-c", code, str(root / name))
-    return Job(name, root / name, command, needs=(root / needs,) if needs else (), **options)
+    return Job(name, root / name, command, needs=tuple(root / need for need in needs.split()), **options)
 
 
 def run(jobs: list[Job], devices: list[str], taken: list[str], **options: Any) -> int:
@@ -99,19 +99,25 @@ def test_a_run_that_cannot_be_measured_is_taken_all_the_same_and_told(
     assert "second" in (tmp_path / "teacher.log").read_text()
 
 
+def test_a_run_waits_for_all_that_it_needs(tmp_path: Path, taken: list[str]) -> None:
+    jobs = [job(tmp_path, "last", needs="one two"), job(tmp_path, "one"), job(tmp_path, "two")]
+    assert run(jobs, ["0"], taken) == 0
+    assert taken == ["one", "two", "last"]
+
+
 def test_a_failed_run_fails_what_needs_it_and_nothing_else(
     tmp_path: Path, taken: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     jobs = [
         job(tmp_path, "vit", "print('error: no such thing'); raise SystemExit(2)"),
-        job(tmp_path, "distill", needs="vit"),
+        job(tmp_path, "distill", needs="plif vit"),
         job(tmp_path, "plif"),
     ]
     assert run(jobs, ["0"], taken) == 1
     assert taken == ["plif"]
     said = capsys.readouterr().out
     assert "vit failed: exit code 2, see its log (error: no such thing)" in said
-    assert "distill failed" in said
+    assert f"distill failed: {tmp_path / 'vit'} failed" in said
 
 
 def test_when_there_is_no_time_left_runs_are_interrupted(tmp_path: Path, taken: list[str], launched: list[Any]) -> None:

@@ -71,6 +71,13 @@ def test_a_run_becomes_files_that_hold_what_they_say(make_weights, tmp_path: Pat
         assert content in text
 
 
+def test_a_card_says_what_the_run_started_from(make_weights, tmp_path: Path) -> None:
+    assert run_ship(make_weights(recipe={"initial_weights": "vit_tiny.other"}), tmp_path / "weights") == 0
+    text = (tmp_path / "weights" / f"{NAME}.md").read_text()
+    assert "| initial weights | those of `vit_tiny.other` |" in text
+    assert "nothing else" not in text
+
+
 def test_weights_whose_attention_is_silent_do_not_ship(make_weights, tmp_path: Path, capsys) -> None:
     assert run_ship(make_weights(gain=0.001), tmp_path / "weights") == 2
     assert "its attention neurons fire 0.00%, 0.00%, not 0.5 to 50 % each" in capsys.readouterr().err

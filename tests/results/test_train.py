@@ -62,6 +62,18 @@ def test_initial_weights_that_are_not_there_are_trained_first(tmp_path: Path, mo
     assert len(plan(tmp_path, "cifar100_t1", set=same, variant="x")) == 2
 
 
+def test_what_they_need_themselves_is_trained_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "load_recipe", lambda name: chain[name])
+    chain = {name: load_recipe("digits") for name in ("cifar10_fast", "cifar100_fast", "digits")}
+    chain["digits"] = chain["digits"].replace(initial_weights="./runs/cifar10_fast")
+    chain["cifar10_fast"] = chain["cifar10_fast"].replace(initial_weights="runs/cifar100_fast/model.safetensors")
+    jobs = [job for job, _ in plan(tmp_path, "digits")]
+    folders = [Path("runs/cifar100_fast"), Path("runs/cifar10_fast")]
+    assert [job.folder for job in jobs[:2]] == folders
+    assert [job.needs for job in jobs] == [(), (folders[0],), (folders[1],)]
+
+
 def test_a_teacher_is_no_variant_of_its_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     changes = ["distill.teacher=runs/vit_h_cifar100"]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from s2tdpt.errors import TrainingError
+from s2tdpt.models import create_model, save_weights
 from s2tdpt.training.distributed import Ranks, join
 from s2tdpt.training.recipe import Recipe
 
@@ -110,16 +111,19 @@ os._exit(0)  # a thread of gloo's may still run, and taking Python down around i
 def two(pictures: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two ranks found."""
     folder = tmp_path_factory.mktemp("two")
+    geometry = {"embed_dim": 8, "depth": 1, "stem_channels": [2, 2, 2]}
+    save_weights(create_model("s2tdpt_tiny", num_classes=2, **geometry), folder / "first", meta={})
     recipe = Recipe.from_dict(
         {
             "name": "two",
-            "model": {"name": "s2tdpt_tiny", "options": {"embed_dim": 8, "depth": 1, "stem_channels": [2, 2, 2]}},
+            "model": {"name": "s2tdpt_tiny", "options": geometry},
             "data": {"name": f"folder:{pictures}", "batch_size": 4, "eval_batch_size": 5},
             "augment": {"flip": True},
             "optimizer": {"lr": 0.01, "clip_grad_norm": 0.5},
             "schedule": {"time_steps": "1:2,2:1"},
             "ema_decay": 0.9,
             "norm_batches": 2,
+            "initial_weights": str(folder / "first.safetensors"),
             "distill": {"teacher": str(teacher), "views": 1},
             "spike_cost": 0.1,
             "checkpoint_every_minutes": 0,
@@ -163,6 +167,7 @@ def test_a_whole_run_is_written_by_rank_0_and_known_to_both(two: list[dict[str, 
     main, other = two
     assert main["first"]["steps"] == 9
     assert main["first"]["hardware"]["count"] == 2
+    assert main["first"]["initial_weights"]["source"].endswith("first.safetensors")
     assert {key: main["first"][key] for key in ("top1", "loss", "ema_top1")} == {
         key: other["first"][key] for key in ("top1", "loss", "ema_top1")
     }

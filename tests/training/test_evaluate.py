@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,26 +157,43 @@ def test_rates_of_a_real_model_and_of_its_ann_twin() -> None:
     assert firing_rates(twin, x) == {"mean_firing_rate": None, "attention_firing_rate": []}
 
 
+@contextmanager
+def tf32() -> Iterator[None]:
+    """What a run sets for its training steps on a GPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize(("scored", "expected"), [(None, torch.bfloat16), ("float32", torch.float32)])
 def test_a_run_trains_in_one_precision_and_is_scored_in_another(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: str | None, expected: torch.dtype
 ) -> None:
     """In the latter: scores, firing rates, statistics measured for them; not what BatchNorm learns at a change of T."""
-    seen: set[tuple[str, torch.dtype]] = set()
+    seen: set[tuple[str, torch.dtype, str]] = set()
     forward = SpikingTransformer.forward
+    exact = "highest" if expected is torch.float32 else "high"
+    monkeypatch.setattr("s2tdpt.training.engine.numerics", lambda *_: tf32())
 
     def note(model: SpikingTransformer, x: Tensor) -> Tensor:
         logits = forward(model, x)
         mode = "gradients" if torch.is_grad_enabled() else "training" if model.training else "evaluation"
-        seen.add((mode, logits.dtype))
+        seen.add((mode, logits.dtype, torch.get_float32_matmul_precision()))
         return logits
 
     monkeypatch.setattr(SpikingTransformer, "forward", note)
     recipe = tiny.replace(precision="bfloat16", eval_precision=scored, norm_batches=1)
     train(recipe.replace(**{"schedule.time_steps": "1:1"}), tmp_path / "one", device="cpu", progress=False)
-    assert seen == {("gradients", torch.bfloat16), ("training", expected), ("evaluation", expected)}
+    assert seen == {
+        ("gradients", torch.bfloat16, "high"),
+        ("training", expected, exact),
+        ("evaluation", expected, exact),
+    }
     train(recipe.replace(**{"schedule.time_steps": "1:1,2:1"}), tmp_path / "two", device="cpu", progress=False)
-    assert ("training", torch.bfloat16) in seen
+    assert ("training", torch.bfloat16, "high") in seen
 
 
 @pytest.mark.parametrize(("precision", "seen"), [("float32", ("highest", False)), ("bfloat16", ("high", True))])
@@ -187,13 +206,13 @@ def test_float32_scores_are_of_exact_products(precision: str, seen: tuple[str, b
             return x.flatten(1)[:, :CLASSES]
 
     told: list[tuple[str, bool]] = []
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    before = torch.backends.cudnn.allow_tf32
     try:
-        torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-        evaluate(Spy(), images(), device="cpu", precision=precision)
+        with tf32():
+            evaluate(Spy(), images(), device="cpu", precision=precision)
+            assert torch.get_float32_matmul_precision() == "high"
         assert told == [seen]
-        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+        assert torch.backends.cudnn.allow_tf32
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.backends.cudnn.allow_tf32 = before

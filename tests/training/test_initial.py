@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from s2tdpt.errors import RecipeError
 from s2tdpt.models import create_model, load_weights, save_weights
 from s2tdpt.models.vit import VisionTransformer
 from s2tdpt.training.engine import train
-from s2tdpt.training.initial import matrices, start_from
+from s2tdpt.training.initial import counterparts, start_from
 from s2tdpt.training.recipe import Recipe
 
 from .interrupting import stop_at
@@ -54,22 +55,22 @@ def test_a_model_of_the_same_kind_gives_everything(tmp_path: Path) -> None:
     }
 
 
-def test_a_twin_gives_its_matrices_and_filters_alone(geometry: tuple[str, str], tmp_path: Path) -> None:
+def test_a_twin_gives_its_matrices_its_filters_and_its_head_alone(geometry: tuple[str, str], tmp_path: Path) -> None:
     spiking, ann = geometry
     twin, model = made(ann, 0), made(spiking, 1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     start_from(model, saved(twin, tmp_path / "w"))
     assert isinstance(twin, VisionTransformer)
-    theirs = matrices(twin)
+    theirs = counterparts(twin)
     for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, theirs[name] if tensor.ndim > 1 else before[name]), name
+        assert torch.equal(tensor, theirs[name] if tensor.ndim > 1 or name == "head.bias" else before[name]), name
     assert torch.equal(model.stem.conv[0].weight, twin.stem.conv[0].weight)  # pyright: ignore
 
 
-def test_gains_of_layer_norms_go_into_what_follows() -> None:
+def test_gains_and_offsets_of_layer_norms_go_into_what_follows() -> None:
     twin = made("vit_tiny", 0)
     assert isinstance(twin, VisionTransformer)
-    taken, block, u = matrices(twin), twin.blocks[0], torch.randn(5, 64)
+    taken, block, u = counterparts(twin), twin.blocks[0], torch.randn(5, 64)
     layers: Any = [
         ("blocks.0.attn.qkv", block.norm1, block.attn.qkv),
         ("blocks.0.mlp.fc1", block.norm2, block.mlp[0]),
@@ -78,9 +79,33 @@ def test_gains_of_layer_norms_go_into_what_follows() -> None:
     for name, norm, linear in layers:
         real, bare = linear(norm(u)), F.linear(F.layer_norm(u, (64,)), taken[f"{name}.weight"])
         offset = real - bare
-        torch.testing.assert_close(offset, offset[:1].expand_as(offset), msg=name)
+        expected = taken[f"{name}.bias"] if name == "head" else offset[0]
+        torch.testing.assert_close(offset, expected.expand_as(offset), msg=name)
         assert (taken[f"{name}.weight"] - linear.weight).abs().max() > 0.01  # the gains are not all 1
     assert torch.equal(taken["blocks.0.mlp.fc2.weight"], block.mlp[2].weight)  # pyright: ignore
+
+
+def test_a_twin_gives_a_twin_everything(tmp_path: Path) -> None:
+    trained, model = (made("vit_tiny", seed, qk_norm=True) for seed in (0, 1))
+    start_from(model, saved(trained, tmp_path / "w"))
+    there = trained.state_dict()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_in_8_bits_give_what_a_loaded_model_has(tmp_path: Path) -> None:
+    save_weights(made("s2tdpt_tiny", 0), tmp_path / "w", meta={}, dtype="int8")
+    model, there = made("s2tdpt_tiny", 1), load_weights(tmp_path / "w")[0].state_dict()
+    start_from(model, str(tmp_path / "w.safetensors"))
+    assert all(torch.equal(tensor, there[name]) for name, tensor in model.state_dict().items())
+
+
+def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
+    model, source = made("s2tdpt_tiny", 1), saved(made("s2tdpt_tiny", 0), tmp_path / "w")
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    start_from(model, source)
+    assert torch.equal(torch.rand(4), expected)
 
 
 @pytest.mark.parametrize("source", ["s2tdpt_tiny", "vit_tiny"])
@@ -91,6 +116,16 @@ def test_a_head_for_other_classes_stays_as_it_was_drawn(source: str, tmp_path: P
     assert torch.equal(model.head.weight, before)  # pyright: ignore
 
 
+@pytest.mark.parametrize("source", ["s2tdpt_tiny", "vit_tiny"])
+@pytest.mark.parametrize(("classes", "same"), [(["a", "b", "c"], True), (["c", "b", "a"], False)])
+def test_so_does_one_for_as_many_others(source: str, classes: list[str], same: bool, tmp_path: Path) -> None:
+    model = made("s2tdpt_tiny", 1)
+    before = model.state_dict()["head.bias"].clone()
+    save_weights(made(source, 0), tmp_path / "w", meta={"data": {"classes": ["a", "b", "c"]}})
+    start_from(model, str(tmp_path / "w.safetensors"), classes)
+    assert torch.equal(model.state_dict()["head.bias"], before) is not same
+
+
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
@@ -98,8 +133,10 @@ def test_a_head_for_other_classes_stays_as_it_was_drawn(source: str, tmp_path: P
         ("s2tdpt_tiny", {"neuron": "plif"}, "another geometry"),
         ("vit_tiny", {"embed_dim": 32, "stem_channels": (16, 32, 32)}, "another geometry"),
         ("vit_tiny", {"depth": 2}, "another geometry"),
+        ("vit_tiny", {"num_heads": 8}, "another geometry: num_heads"),
+        ("s2tdpt_tiny", {"stem_pool": (False, True, False, False)}, "another geometry: stem_pool"),
         ("vit_tiny", {"in_channels": 1}, "another geometry"),
-        ("vit_h_384", {}, "has no"),
+        ("vit_h_384", {}, "another geometry"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(name: str, options: dict[str, Any], why: str, tmp_path: Path) -> None:
@@ -125,18 +162,23 @@ def test_a_run_starts_from_them_and_says_so(started: Recipe, teacher: Path, tmp_
     assert isinstance(twin, VisionTransformer)
     model, card = load_weights(tmp_path / "model")
     name = "blocks.1.mlp.fc2.weight"
-    torch.testing.assert_close(model.state_dict()[name], matrices(twin)[name], atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.state_dict()[name], counterparts(twin)[name], atol=1e-5, rtol=0)
     assert metrics["initial_weights"]["source"] == card["recipe"]["initial_weights"] == str(teacher)
 
 
-def test_a_run_that_started_from_them_resumes_with_the_same_bits(
-    started: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_goes_on_with_the_same_bits_though_they_have_changed_or_gone(
+    started: Recipe, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(started, tmp_path / "one", device="cpu", progress=False)
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(teacher.with_suffix(suffix), tmp_path / f"first{suffix}")
+    recipe = started.replace(initial_weights=str(tmp_path / "first.safetensors"))
+    whole = train(recipe, tmp_path / "one", device="cpu", progress=False)
     with monkeypatch.context() as patch:
         stop_at(4, patch)
         with pytest.raises(KeyboardInterrupt):
-            train(started, tmp_path / "two", device="cpu", progress=False)
-    train(started, tmp_path / "two", device="cpu", progress=False, resume=True)
+            train(recipe, tmp_path / "two", device="cpu", progress=False)
+    (tmp_path / "first.safetensors").unlink()
+    again = train(recipe, tmp_path / "two", device="cpu", progress=False, resume=True)
+    assert again["initial_weights"] == whole["initial_weights"]
     one, two = (load_weights(tmp_path / run / "model")[0].state_dict() for run in ("one", "two"))
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -39,6 +39,7 @@ def evaluate(
     from s2tdpt.errors import ModelError
     from s2tdpt.inference import accelerate
     from s2tdpt.training import evaluate as measured
+    from s2tdpt.training.numerics import scoring
 
     if precision not in PRECISIONS:
         known = "auto (int8 where that is faster), float32 or bfloat16"
@@ -54,7 +55,8 @@ def evaluate(
             quick, images, batch_size=batch_size, device=subject.device_of(net), precision=precision
         )
     seconds = time.perf_counter() - started
-    rates = measured.firing_rates(net, subject.first_batch(net, images, min(batch_size, 100)))
+    with scoring(subject.device_of(net), precision):
+        rates = measured.firing_rates(net, subject.first_batch(net, images, min(batch_size, 100)))
     precision = getattr(quick, "precision", precision)
     figures |= rates | {"time_steps": net.time_steps, "precision": precision}
     figures["images_per_second"] = len(images) / seconds

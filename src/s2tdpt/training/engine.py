@@ -48,7 +48,8 @@ def train(
         if any(ranks.from_main([float(metrics is not None)])):
             return metrics or {}
         with Interrupt() as interrupt:
-            setup = Setup.build(recipe, ranks, Path(data_root) if data_root is not None else None, progress)
+            begun = (where / folder.CHECKPOINT / checkpoint.LATEST).exists()
+            setup = Setup.build(recipe, ranks, Path(data_root) if data_root is not None else None, progress, begun)
             run = Run(setup, where, interrupt, born, progress)
             try:
                 return run.run()

@@ -53,8 +53,11 @@ class Setup:
     initial: dict[str, Any] | None = None
 
     @classmethod
-    def build(cls, recipe: Recipe, ranks: Ranks, data_root: Path | None, progress: bool) -> Setup:
-        """Load, create, compile, and look how long the evaluation at the end will take."""
+    def build(cls, recipe: Recipe, ranks: Ranks, data_root: Path | None, progress: bool, begun: bool = False) -> Setup:
+        """Load, create, compile, and look how long the evaluation at the end will take.
+
+        `begun`: a checkpoint has the weights that the model goes on with, and says which it once started from.
+        """
         train_set, eval_set, evaluated_on = load_sets(recipe, ranks, data_root, progress)
         loader = DeviceLoader(
             train_set,
@@ -69,7 +72,9 @@ class Setup:
             label_smoothing=recipe.label_smoothing,
         )
         model = build_model(recipe, train_set)
-        initial = start_from(model, recipe.initial_weights) if recipe.initial_weights else None
+        initial = None
+        if recipe.initial_weights and not begun:
+            initial = start_from(model, recipe.initial_weights, train_set.classes)
         model = model.to(ranks.device)
         if recipe.implementation != "auto":
             if not isinstance(model, SpikingTransformer):

@@ -54,6 +54,8 @@ def save(folder: Path, setup: Setup, state: State) -> Path | None:
     meta = {**asdict(state), "steps_per_epoch": setup.loader.steps_per_epoch, "recipe": setup.recipe.to_dict()}
     if setup.distillation is not None:
         meta["distill"] = setup.distillation.source
+    if setup.initial is not None:
+        meta["initial_weights"] = setup.initial
     return setup.ranks.on_main(lambda: checkpoint.save(folder, tensors, meta))
 
 
@@ -68,6 +70,7 @@ def restore(found: Checkpoint, setup: Setup) -> State:
     teacher = None if setup.distillation is None else setup.distillation.source
     if teacher is not None and teacher["sha256"] != found.meta["distill"]["sha256"]:
         raise CheckpointError(f"{found.path} was trained with another teacher than {teacher['teacher']} is now")
+    setup.initial = found.meta.get("initial_weights")
     tensors = expand(found.state)
     setup.model.load_state_dict(tensors["model"])
     setup.optimizers.load_state_dict(tensors["optimizer"])

@@ -155,7 +155,7 @@ def set_time_steps(model: nn.Module, time_steps: int) -> None:
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, batches: Iterable[Tensor], device: torch.device, precision: str) -> None:
-    """Replace every running mean and variance by its plain average over `batches` of images."""
+    """Replace every running mean and variance by its plain average over `batches` of images, as a score has it."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
