@@ -18,12 +18,12 @@ GEOMETRY = ("num_heads", "stem_pool")
 """What the shapes of tensors do not tell."""
 
 
-def start_from(model: nn.Module, source: str, classes: Sequence[str] = ()) -> dict[str, Any]:
+def start_from(model: nn.Module, source: str, classes: Sequence[str] | None = None) -> dict[str, Any]:
     """Put the weights that `source` names (MODEL.TAG, a run's folder, a .safetensors file) into `model`; where from.
 
     Of a model of the same kind everything is taken; of the ANN twin of a spiking model `counterparts`, while norms, the
     other biases and neurons stay as they were drawn, for real activations tell nothing of theirs. So does a head for
-    other `classes`. `RecipeError` if the weights are not there, or do not fit.
+    other `classes` (None: any). `RecipeError` if the weights are not there, or do not fit.
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -37,7 +37,8 @@ def start_from(model: nn.Module, source: str, classes: Sequence[str] = ()) -> di
             taken = counterparts(trained)
             drawn = {name: tensor for name, tensor in model.state_dict().items() if tensor.ndim < 2}
             taken = {**drawn, **taken}
-        if list(card.get("data", {}).get("classes", classes)) != list(classes):
+        theirs = card.get("data", {}).get("classes", classes)
+        if classes is not None and list(theirs) != list(classes):
             taken |= {name: tensor for name, tensor in model.state_dict().items() if name in HEAD}
         load_state(model, taken, source=source)
     except (S2tdptError, OSError) as error:
