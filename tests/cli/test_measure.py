@@ -14,6 +14,7 @@ import torch
 from s2tdpt import data, energy
 from s2tdpt.cli import subject
 from s2tdpt.models import save_weights
+from s2tdpt.training.evaluate import firing_rates
 
 EVALUATE = {
     "model", "data", "split", "n", "top1", "top5", "loss", "mean_firing_rate", "attention_firing_rate", "time_steps",
@@ -52,6 +53,18 @@ def test_evaluate_options(cli, finished: Path, tmp_path: Path) -> None:
     assert cli("evaluate", finished, *arguments, "--json", tmp_path / "out.json").exit_code == 0
     figures = read(tmp_path / "out.json")
     assert (figures["n"], figures["split"], figures["time_steps"]) == (7, "train", 3)
+
+
+def test_evaluate_takes_rates_in_the_arithmetic_of_its_score(cli, finished, tmp_path, digits) -> None:
+    options = ["--limit", "100", "--device", "cpu", "--precision", "bfloat16", "--json", tmp_path / "out.json"]
+    assert cli("evaluate", finished, *options).exit_code == 0
+    net, _ = subject.load(str(finished), "cpu", None)
+    x = subject.first_batch(net, digits.limit(100), 100)
+    exact = firing_rates(net, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = firing_rates(net, x)
+    figures = read(tmp_path / "out.json")
+    assert {key: figures[key] for key in rounded} == rounded != exact
 
 
 def test_evaluate_on_a_folder_keeps_the_models_normalisation(
