@@ -12,12 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from s2tdpt.data import ImageSet
 from s2tdpt.errors import RecipeError
 from s2tdpt.models import create_model, load_weights, save_weights
 from s2tdpt.models.vit import VisionTransformer
+from s2tdpt.training.distill import load_distillation
 from s2tdpt.training.engine import train
 from s2tdpt.training.initial import counterparts, start_from
-from s2tdpt.training.recipe import Recipe
+from s2tdpt.training.recipe import DistillRecipe, Recipe
 
 from .interrupting import stop_at
 
@@ -147,6 +149,21 @@ def test_weights_that_do_not_fit_are_refused(name: str, options: dict[str, Any],
 def test_weights_that_are_not_there_are_refused() -> None:
     with pytest.raises(RecipeError, match=r"^initial_weights: model 's2tdpt_tinny' is unknown"):
         start_from(made("s2tdpt_tiny", 1), "s2tdpt_tinny")
+
+
+def test_of_a_recipes_run_that_is_not_there_the_command_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    images = ImageSet("one", torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), ["a"], (0.0,), (1.0,))
+    wanted = r"\(s2tdpt train digits makes it\)$"
+    with pytest.raises(RecipeError, match=rf"^initial_weights: .*{wanted}"):
+        start_from(made("s2tdpt_tiny", 1), "runs/digits")
+    with pytest.raises(RecipeError, match=rf"^distill.teacher: .*{wanted}"):
+        load_distillation(DistillRecipe("runs/digits"), images, torch.device("cpu"))
+    for other in ("runs/mine", "elsewhere/digits"):
+        with pytest.raises(RecipeError, match="or name another$"):
+            start_from(made("s2tdpt_tiny", 1), other)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from s2tdpt.data import ImageSet
 from s2tdpt.errors import RecipeError, S2tdptError
 from s2tdpt.models import load_model
-from s2tdpt.training.recipe import DistillRecipe
+from s2tdpt.training.recipe import DistillRecipe, how_to_make
 
 
 class Distillation:
@@ -61,7 +61,7 @@ def load_distillation(recipe: DistillRecipe, data: ImageSet, device: torch.devic
     try:
         teacher, card = load_model(recipe.teacher, device=str(device))
     except (S2tdptError, OSError) as error:
-        raise RecipeError(f"distill.teacher: {error}") from error
+        raise RecipeError(f"distill.teacher: {error}{how_to_make(recipe.teacher)}") from error
     config: Any = teacher.config
     about = card.get("data", {})
     theirs, ours = list(about.get("classes", data.classes)), list(data.classes)

@@ -12,6 +12,7 @@ from s2tdpt.errors import ModelError, RecipeError, S2tdptError
 from s2tdpt.models import load_model
 from s2tdpt.models.vit import VisionTransformer
 from s2tdpt.models.weights import load_state
+from s2tdpt.training.recipe import how_to_make
 
 HEAD = ("head.weight", "head.bias")
 GEOMETRY = ("num_heads", "stem_pool")
@@ -42,7 +43,7 @@ def start_from(model: nn.Module, source: str, classes: Sequence[str] | None = No
             taken |= {name: tensor for name, tensor in model.state_dict().items() if name in HEAD}
         load_state(model, taken, source=source)
     except (S2tdptError, OSError) as error:
-        raise RecipeError(f"initial_weights: {error}") from error
+        raise RecipeError(f"initial_weights: {error}{how_to_make(source)}") from error
     return {"source": source, "sha256": card.get("sha256"), "model": card.get("model")}
 
 

@@ -182,6 +182,13 @@ def list_recipes() -> list[str]:
     return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
 
 
+def how_to_make(source: str) -> str:
+    """What to add to an error about weights that are not there: the command that trains them, if it is a known one."""
+    folder = Path(source)
+    known = folder.parent == Path("runs") and folder.name in list_recipes() and not folder.exists()
+    return f" (s2tdpt train {folder.name} makes it)" if known else ""
+
+
 def load_recipe(path_or_name: str | Path) -> Recipe:
     """Read a recipe from a YAML file, or by the bare name of one that comes with the package. Raises RecipeError."""
     path = _find(path_or_name)
