@@ -24,6 +24,7 @@ from s2tdpt.errors import DataError, RecipeError, S2tdptError
 from s2tdpt.training import _yaml
 from s2tdpt.training.checkpoint import write_atomic
 from s2tdpt.training.folder import LOG, METRICS, MODEL, RECIPE, first_difference
+from s2tdpt.training.needs import folder_of
 from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides
 
 
@@ -60,6 +61,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     if not metrics:
         raise DataError(f"{run} holds no {METRICS}: it is no finished run")
     recipe = load_recipe(run / RECIPE)
+    minutes = minutes_before(recipe)
     files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
     if portable(recipe) != recipe:
         recipe = portable(recipe)
@@ -73,6 +75,10 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     known["commit"] = known.get("commit") or metrics["commit"] or os.environ.get("S2TDPT_COMMIT")
     if not known["commit"]:
         raise DataError(f"{run} does not say which commit trained it: name it with --commit")
+    if minutes:
+        known["minutes_before"] = minutes
+    elif minutes is None and "minutes_before" not in known:
+        raise DataError(f"{run} goes on from {recipe.initial_weights}, which is not here: its minutes count too")
     processes = metrics["hardware"]["count"]
     known["command"] = known.get("command") or command(recipe, place, processes, known["commit"])
     measured = rows.read_json(asked.measured or run / rows.MEASURED)
@@ -90,6 +96,16 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
         (place / rows.MEASURED).unlink(missing_ok=True)
     row = rows.from_folder(place, root)
     return f"{verb} {row.run}: {row.top1_last:.2%} on {row.data} ({row.evaluated_on}), {row.minutes:.1f} minutes"
+
+
+def minutes_before(recipe: Recipe) -> float | None:
+    """Of the runs whose weights `recipe` goes on from, one after another; 0 if of none, None if one is not here."""
+    folder = folder_of(recipe.initial_weights or "")
+    if len(folder.parts) < 2:  # a name with weights, which ship with a card of their own
+        return 0.0
+    metrics = rows.read_json(folder / METRICS)
+    earlier = minutes_before(load_recipe(folder / RECIPE)) if metrics else None
+    return None if earlier is None else earlier + metrics["train_seconds"] / 60
 
 
 def command(recipe: Recipe, place: Path, processes: int = 1, commit: str | None = None) -> str:

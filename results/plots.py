@@ -92,7 +92,7 @@ def curves(figure: Any, results: Path) -> None:
     for axes, data, found in _panels(figure, results):
         for group, colour in zip(found, COLOURS * len(found), strict=False):
             for number, run in enumerate(group.rows):
-                steps = history(results / run.run / LOG)
+                steps = history(results / run.run)
                 seen = [(minutes, value) for minutes, _, value in steps if value is not None]
                 title = _title(group) if not number else None
                 axes.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=title)
@@ -102,11 +102,11 @@ def curves(figure: Any, results: Path) -> None:
         _dress(axes, data, "minutes of training (dotted: T changes)", "test accuracy, %")
 
 
-def history(log: Path) -> list[tuple[float, str, float | None]]:
-    """(minutes since the start, T, top-1 in percent where it was measured) of every epoch."""
+def history(run: Path) -> list[tuple[float, str, float | None]]:
+    """(minutes since the start, T, top-1 in percent where it was measured) of every epoch; see `rows.minutes_before`."""
     steps: list[tuple[float, str, float | None]] = []
-    minutes = 0.0
-    with log.open(newline="", encoding="utf-8") as file:
+    minutes = rows.minutes_before(run)
+    with (run / LOG).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             minutes += float(row["seconds"]) / 60
             top1 = row.get("test_top1") or row.get("holdout_top1")

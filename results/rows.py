@@ -106,13 +106,18 @@ def from_folder(folder: Path, root: Path) -> Row:
         attention_firing_rate=tuple(rates.get("attention_firing_rate") or ()),
         energy_mj=measured.get("energy_mj"),
         energy_rule=ENERGY_RULE.format(**rule) if "energy_mj" in measured else "",
-        minutes=metrics["train_seconds"] / 60,
+        minutes=minutes_before(folder) + metrics["train_seconds"] / 60,
         hardware=hardware["device"] + (f" x {hardware['count']}" if hardware["count"] > 1 else ""),
         versions=", ".join(f"{name} {version}" for name, version in metrics["versions"].items()),
         commit=provenance.get("commit") or metrics["commit"] or "",
         command=provenance.get("command", ""),
         note="; ".join(filter(None, [provenance.get("note"), inexact(metrics)])),
     )
+
+
+def minutes_before(folder: Path) -> float:
+    """Of the runs that the one kept in `folder` goes on from; 0 where it begins itself."""
+    return read_json(folder / PROVENANCE).get("minutes_before", 0.0)
 
 
 def inexact(metrics: dict[str, Any]) -> str:

@@ -19,8 +19,9 @@ from results import add, queue, rows
 from results.goals import read_goals
 from results.queue import Job, Queue
 from s2tdpt.errors import RecipeError, S2tdptError
-from s2tdpt.training.folder import MODEL, RECIPE, first_difference
-from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides
+from s2tdpt.training.folder import RECIPE, first_difference
+from s2tdpt.training.needs import in_order, needed
+from s2tdpt.training.recipe import Recipe, load_recipe, parse_overrides
 
 SHIP = "ship"
 
@@ -71,8 +72,8 @@ def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
         difference = first_difference(shipped, recipe)
         if difference is not None and not asked.variant:
             raise RecipeError(f"{name}: --set changes {difference}: name such runs with --variant")
-        needs = _needed(recipe)
-        for other, theirs in _before(needs):
+        needs = needed(recipe)
+        for other, theirs in in_order(needs):
             if other not in planned:
                 planned.add(other)
                 yield _job(load_recipe(other.name), other, theirs, asked, changes=[], variant=None)
@@ -95,25 +96,6 @@ def _parse(text: str) -> tuple[str, int]:
     if found is None:
         raise RecipeError(f"{text!r}: a run is RECIPE or RECIPE:SEED, as in cifar100:1")
     return found[1], int(found[2] or 0)
-
-
-def _needed(recipe: Recipe) -> tuple[Path, ...]:
-    """The folders under runs/ of a teacher and of initial weights that are not trained yet."""
-    sources = [Path(source) for source in (recipe.initial_weights, recipe.distill and recipe.distill.teacher) if source]
-    folders = dict.fromkeys(path.parent if path.suffix == ".safetensors" else path for path in sources)
-    folders = [path for path in folders if path.parts[0] == "runs" and not (path / f"{MODEL}.json").exists()]
-    for folder in folders:
-        if folder.name not in list_recipes():
-            raise RecipeError(f"{recipe.name} needs {folder}: it is not there, and no recipe is called {folder.name}")
-    return tuple(folders)
-
-
-def _before(needs: Sequence[Path]) -> Iterator[tuple[Path, tuple[Path, ...]]]:
-    """The runs in these folders and those that they need in turn, first what others wait for, each with its needs."""
-    for folder in needs:
-        theirs = _needed(load_recipe(folder.name))
-        yield from _before(theirs)
-        yield folder, theirs
 
 
 def _folder_name(recipe: Recipe, variant: str | None, processes: int) -> str:

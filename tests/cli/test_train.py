@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from s2tdpt.training import engine
+from s2tdpt.training.recipe import Recipe
+
 QUICK = [
     "--set",
     "schedule.time_steps=1:1",
@@ -44,6 +47,57 @@ def test_a_run_that_is_not_there_is_not_gone_on_with(refused, tmp_path: Path) ->
     said = refused("train", "digits", "--out", tmp_path / "rum", "--device", "cpu", *QUICK, "--resume")
     assert f"{tmp_path / 'rum'} holds no run to go on with" in said
     assert not (tmp_path / "rum").exists()
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
+    """(recipe, folder, resume) of each run, which is not trained: only its folder is made, in an empty one."""
+    calls: list[tuple[str, str, bool]] = []
+
+    def train(recipe: Recipe, folder: Path, *, resume: bool, **where: object) -> dict[str, float]:
+        calls.append((recipe.name, str(folder), resume))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.json").touch()
+        return {"top1": 0.5, "n": 2}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "train", train)
+    return calls
+
+
+TAUGHT = ["train", "digits", "--out", "mine", "--set", "distill.teacher=runs/digits_vit"]
+
+
+def test_what_a_recipe_needs_is_trained_first_and_once(cli, trained) -> None:
+    assert cli(*TAUGHT, "--set", "initial_weights=runs/digits_vit/model.safetensors").exit_code == 0
+    assert trained == [("digits_vit", "runs/digits_vit", False), ("digits", "mine", False)]
+    assert cli(*TAUGHT).exit_code == 0
+    assert trained[2:] == [("digits", "mine", False)]
+
+
+def test_it_goes_on_where_it_was_interrupted(cli, trained) -> None:
+    Path("runs/digits_vit").mkdir(parents=True)
+    Path("runs/digits_vit/recipe.yaml").touch()
+    assert cli(*TAUGHT).exit_code == 0
+    assert trained == [("digits_vit", "runs/digits_vit", True), ("digits", "mine", False)]
+
+
+def test_a_run_that_goes_on_needs_no_initial_weights(cli, trained) -> None:
+    Path("mine").mkdir()
+    Path("mine/recipe.yaml").touch()
+    assert cli("train", "digits", "--out", "mine", "--set", "initial_weights=runs/digits_vit", "--resume").exit_code == 0
+    assert trained == [("digits", "mine", True)]
+
+
+def test_of_processes_that_share_a_batch_each_would_take_a_whole_one(cli, trained) -> None:
+    assert cli(*TAUGHT, env={"WORLD_SIZE": "2"}).exit_code == 0
+    assert trained == [("digits", "mine", False)]
+
+
+def test_what_no_recipe_makes_is_refused(refused, trained) -> None:
+    said = refused("train", "digits", "--set", "initial_weights=runs/digit")
+    assert "digits needs runs/digit: it is not there, and no recipe is called digit" in said
+    assert trained == []
 
 
 def test_ctrl_c_says_how_to_go_on(cli, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
-from results import add, rows
+from results import add, plots, rows
 from results.goals import groups
 from s2tdpt.training.recipe import load_recipe, parse_overrides
 
@@ -112,6 +113,24 @@ def test_figures_of_other_weights_are_refused(make_run, root: Path, capsys) -> N
     assert "measured on other weights" in capsys.readouterr().err
 
 
+def test_minutes_of_runs_that_it_goes_on_from_count_too(make_run, root: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(root.parent)
+    first = make_run("first")
+    make_run("second", initial_weights="runs/first/model.safetensors")
+    make_run("third", initial_weights="runs/second")
+    make_run("taught", initial_weights="vit_h_384.cifar10")  # weights that ship have a card of their own
+    for name in ("second", "third", "taught"):
+        assert add.main([f"runs/{name}", "--variant", name, "--results", str(root)]) == 0
+    minutes = {row["variant"]: row["minutes"] for row in table(root)}
+    assert minutes == {"second": "3", "third": "4.5", "taught": "1.5"}
+    assert plots.history(root / "cifar10_fast/third-seed0")[0][0] == 3.5
+    shutil.rmtree(first)
+    assert add.main([str(root / "cifar10_fast/third-seed0"), "--results", str(root)]) == 0  # what is known stays
+    assert [row["minutes"] for row in table(root) if row["variant"] == "third"] == ["4.5"]
+    assert add.main(["runs/third", "--variant", "again", "--results", str(root)]) == 2
+    assert "goes on from runs/second, which is not here" in capsys.readouterr().err
+
+
 def test_a_run_is_named_from_where_one_stands(make_run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add.main([str(make_run("first")), "--results", str(root)])
     monkeypatch.chdir(root.parent)
@@ -178,6 +197,7 @@ def test_paths_of_the_machine_that_trained_stay_there(make_run, root: Path) -> N
     }
     changes = {"distill.teacher": "/somewhere/vit_seed3", "initial_weights": "/somewhere/else/first/model.safetensors"}
     run = make_run("one", metrics=told, **changes)
+    (run / "provenance.json").write_text('{"minutes_before": 2}')
     assert add.main([str(run), "--variant", "taught", "--results", str(root)]) == 0
     kept = load_recipe(root / "cifar10_fast/taught-seed0/recipe.yaml")
     assert kept.distill is not None

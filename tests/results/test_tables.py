@@ -189,7 +189,7 @@ def test_peers_are_named_with_their_sources() -> None:
 
 def test_curves_begin_at_the_first_minute(checkout: Path, add_run) -> None:
     add_run("one", top1=0.9)
-    steps = plots.history(checkout / "results/cifar10_fast/seed0/log.csv")
+    steps = plots.history(checkout / "results/cifar10_fast/seed0")
     assert steps == [(0.5, "1", 45.0), (1.0, "4", None), (1.5, "4", 90.0)]
 
 

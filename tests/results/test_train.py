@@ -13,6 +13,7 @@ import pytest
 from results import train
 from results.queue import Job
 from s2tdpt.errors import S2tdptError
+from s2tdpt.training import needs
 from s2tdpt.training.recipe import load_recipe
 
 HEAD = "goal,data,what,seeds,top1,top1_aim,energy_mj,energy_aim,recipe\n"
@@ -64,7 +65,8 @@ def test_initial_weights_that_are_not_there_are_trained_first(tmp_path: Path, mo
 
 def test_what_they_need_themselves_is_trained_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "load_recipe", lambda name: chain[name])
+    for module in (train, needs):
+        monkeypatch.setattr(module, "load_recipe", lambda name: chain[name])
     chain = {name: load_recipe("digits") for name in ("cifar10_fast", "cifar100_fast", "digits")}
     chain["digits"] = chain["digits"].replace(initial_weights="./runs/cifar10_fast")
     chain["cifar10_fast"] = chain["cifar10_fast"].replace(initial_weights="runs/cifar100_fast/model.safetensors")
@@ -83,13 +85,13 @@ def test_a_teacher_is_no_variant_of_its_student(tmp_path: Path, monkeypatch: pyt
 
 
 def test_several_gpus_share_a_run_s_batch(tmp_path: Path) -> None:
-    ((job, words),) = plan(tmp_path, "cifar10_best", processes=2)
-    assert (job.processes, str(job.folder)) == (2, "runs/cifar10_best-2-gpus-seed0")
+    ((job, words),) = plan(tmp_path, "cifar10_fast", processes=2)
+    assert (job.processes, str(job.folder)) == (2, "runs/cifar10_fast-2-gpus-seed0")
     assert job.train[1:4] == ("-m", "torch.distributed.run", "--standalone")
     assert "data.batch_size=256" in job.train
     assert "--variant" not in words
     with pytest.raises(S2tdptError, match="cannot share the 512 images"):
-        plan(tmp_path, "cifar10_best", processes=3)
+        plan(tmp_path, "cifar10_fast", processes=3)
 
 
 def test_a_run_is_resumed_unless_its_recipe_is_another(tmp_path: Path) -> None:

@@ -42,7 +42,8 @@ def train(
 ) -> None:
     """Train a model from a recipe.
 
-    The folder of the finished run is a MODEL for the other commands.
+    The folder of the finished run is a MODEL for the other commands. A teacher or initial weights that the recipe looks
+    for under runs/, and that are not there, are trained first by the recipe of that name.
 
     \b
     Examples:
@@ -55,6 +56,7 @@ def train(
     from s2tdpt.errors import TrainingError, TrainingInterrupted
     from s2tdpt.training import engine
     from s2tdpt.training.folder import RECIPE
+    from s2tdpt.training.needs import in_order, needed
     from s2tdpt.training.recipe import load_recipe, parse_overrides
 
     plan = load_recipe(recipe).replace(**parse_overrides(changes or []))
@@ -66,11 +68,19 @@ def train(
         raise TrainingError(
             f"{folder} holds no run to go on with: leave --resume out, or name the run's folder with --out"
         )
+    where = {"device": device, "data_root": data_root}
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else a recipe's batch would be that of each process
+    first, current = [need for need, _ in in_order(needed(plan, begun=resume))] if alone else [], folder
     try:
-        metrics = engine.train(plan, folder, resume=resume, device=device, data_root=data_root)
+        for current in first:
+            print(f"{plan.name} needs {current}: trained first", file=sys.stderr)
+            engine.train(load_recipe(current.name), current, resume=(current / RECIPE).is_file(), **where)
+        current = folder
+        metrics = engine.train(plan, folder, resume=resume, **where)
     except (KeyboardInterrupt, TrainingInterrupted):
         again = shlex.join(["s2tdpt", "train", str(folder / "recipe.yaml"), "--out", str(folder), "--resume"])
-        print(f"\ninterrupted; to go on from the last checkpoint: {again}", file=sys.stderr)
+        again = f"to go on from the last checkpoint: {again}" if current == folder else "the same command goes on"
+        print(f"\ninterrupted; {again}", file=sys.stderr)
         raise typer.Exit(130) from None
     if first_rank:
         print(f"top-1 accuracy {metrics['top1']:.2%} on {metrics['n']:,} images; everything is in {folder}")
