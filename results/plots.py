@@ -103,7 +103,7 @@ def curves(figure: Any, results: Path) -> None:
 
 
 def history(run: Path) -> list[tuple[float, str, float | None]]:
-    """(minutes since the start, T, top-1 in percent where it was measured) of every epoch; see `rows.minutes_before`."""
+    """(minutes since the start, T, top-1 in percent where it was measured) of every epoch (`rows.minutes_before`)."""
     steps: list[tuple[float, str, float | None]] = []
     minutes = rows.minutes_before(run)
     with (run / LOG).open(newline="", encoding="utf-8") as file:

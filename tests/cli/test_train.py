@@ -85,7 +85,9 @@ def test_it_goes_on_where_it_was_interrupted(cli, trained) -> None:
 def test_a_run_that_goes_on_needs_no_initial_weights(cli, trained) -> None:
     Path("mine").mkdir()
     Path("mine/recipe.yaml").touch()
-    assert cli("train", "digits", "--out", "mine", "--set", "initial_weights=runs/digits_vit", "--resume").exit_code == 0
+    assert (
+        cli("train", "digits", "--out", "mine", "--set", "initial_weights=runs/digits_vit", "--resume").exit_code == 0
+    )
     assert trained == [("digits", "mine", True)]
 
 

@@ -162,7 +162,7 @@ def test_of_a_recipes_run_that_is_not_there_the_command_is_named(
     with pytest.raises(RecipeError, match=rf"^distill.teacher: .*{wanted}"):
         load_distillation(DistillRecipe("runs/digits"), images, torch.device("cpu"))
     for other in ("runs/mine", "elsewhere/digits"):
-        with pytest.raises(RecipeError, match="or name another$"):
+        with pytest.raises(RecipeError, match=r"or name another$"):
             start_from(made("s2tdpt_tiny", 1), other)
 
 
