@@ -21,6 +21,7 @@ from typing import Any
 from results import rows
 from results.goals import read_goals
 from s2tdpt.errors import DataError, RecipeError, S2tdptError
+from s2tdpt.models import list_models
 from s2tdpt.training import _yaml
 from s2tdpt.training.checkpoint import write_atomic
 from s2tdpt.training.folder import LOG, METRICS, MODEL, RECIPE, first_difference
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ablation", metavar="ITEM", help="the run belongs to the ablation, under this name")
     parser.add_argument("--command", help="that trained it (default: found by comparing with recipes/RECIPE.yaml)")
     parser.add_argument("--note", help="what else is to be known of the run")
+    parser.add_argument("--minutes-before", type=float, help="of runs that it goes on from, where they are not here")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="what results.measure wrote on another machine")
     parser.add_argument("--all", action="store_true", help="only write the CSV files anew, from all runs in results/")
     parser.add_argument("--results", type=Path, default=rows.RESULTS, metavar="FOLDER", help=argparse.SUPPRESS)
@@ -61,7 +63,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     if not metrics:
         raise DataError(f"{run} holds no {METRICS}: it is no finished run")
     recipe = load_recipe(run / RECIPE)
-    minutes = minutes_before(recipe)
+    source = recipe.initial_weights
     files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
     if portable(recipe) != recipe:
         recipe = portable(recipe)
@@ -70,15 +72,13 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     place = _place(run, root, recipe, asked, metrics["hardware"]["count"])
     before = rows.read_json(place / rows.PROVENANCE)
     known = {"goal": before.get("goal", _goal(recipe, place, root))} | rows.read_json(run / rows.PROVENANCE)
-    given = {"goal": asked.goal, "note": asked.note, "commit": asked.commit, "command": asked.command}
+    given = {key: getattr(asked, key) for key in ("goal", "note", "commit", "command", "minutes_before")}
     known |= {key: value for key, value in given.items() if value is not None}
     known["commit"] = known.get("commit") or metrics["commit"] or os.environ.get("S2TDPT_COMMIT")
     if not known["commit"]:
         raise DataError(f"{run} does not say which commit trained it: name it with --commit")
-    if minutes:
+    if "minutes_before" not in known and (minutes := minutes_before(source, metrics, run)):
         known["minutes_before"] = minutes
-    elif minutes is None and "minutes_before" not in known:
-        raise DataError(f"{run} goes on from {recipe.initial_weights}, which is not here: its minutes count too")
     processes = metrics["hardware"]["count"]
     known["command"] = known.get("command") or command(recipe, place, processes, known["commit"])
     measured = rows.read_json(asked.measured or run / rows.MEASURED)
@@ -98,14 +98,18 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     return f"{verb} {row.run}: {row.top1_last:.2%} on {row.data} ({row.evaluated_on}), {row.minutes:.1f} minutes"
 
 
-def minutes_before(recipe: Recipe) -> float | None:
-    """Of the runs whose weights `recipe` goes on from, one after another; 0 if of none, None if one is not here."""
-    folder = folder_of(recipe.initial_weights or "")
-    if len(folder.parts) < 2:  # a name with weights, which ship with a card of their own
+def minutes_before(source: str | None, metrics: Mapping[str, Any], run: Path) -> float:
+    """Of the runs whose weights `run` goes on from, one after another; 0 where it begins itself, or with a card's."""
+    if source is None or source in list_models(pretrained=True):
         return 0.0
-    metrics = rows.read_json(folder / METRICS)
-    earlier = minutes_before(load_recipe(folder / RECIPE)) if metrics else None
-    return None if earlier is None else earlier + metrics["train_seconds"] / 60
+    folder = folder_of(source)
+    theirs, card = rows.read_json(folder / METRICS), rows.read_json(folder / f"{MODEL}.json")
+    told = metrics.get("initial_weights", {}).get("sha256")
+    if not theirs or told not in (None, card.get("sha256")):
+        what = "is not here" if not theirs else "holds other weights now"
+        raise DataError(f"{run} goes on from {source}, which {what}: say with --minutes-before what that took")
+    earlier = minutes_before(load_recipe(folder / RECIPE).initial_weights, theirs, folder)
+    return earlier + theirs["train_seconds"] / 60
 
 
 def command(recipe: Recipe, place: Path, processes: int = 1, commit: str | None = None) -> str:

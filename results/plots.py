@@ -96,10 +96,11 @@ def curves(figure: Any, results: Path) -> None:
                 seen = [(minutes, value) for minutes, _, value in steps if value is not None]
                 title = _title(group) if not number else None
                 axes.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=title)
-                switch = next((m for m, t, _ in steps if t != steps[0][1]), None)
+                begun = rows.minutes_before(results / run.run)
+                switch = begun or next((m for m, t, _ in steps if t != steps[0][1]), None)
                 if switch is not None:
                     axes.axvline(switch, color=colour, linewidth=0.8, linestyle=":")
-        _dress(axes, data, "minutes of training, a teacher's apart (dotted: T changes)", "test accuracy, %")
+        _dress(axes, data, "minutes of training, without the teacher's (dotted: T changes)", "test accuracy, %")
 
 
 def history(run: Path) -> list[tuple[float, str, float | None]]:
@@ -138,7 +139,7 @@ def against_minutes(figure: Any, results: Path) -> None:
             _point(axes, group.spread(lambda row: row.minutes).mean, group, colour)
         peers = [peer for peer in read_published(results) if peer.data == data]
         _published(axes, [(peer.minutes, peer) for peer in peers], "training time")
-        _dress(axes, data, "minutes of training, a teacher's apart")
+        _dress(axes, data, "minutes of training, without the teacher's")
         axes.set_xticks([0.1, 1, 10, 100, 1000], ["0.1", "1", "10", "100", "1,000"])
 
 

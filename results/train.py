@@ -72,12 +72,12 @@ def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
         difference = first_difference(shipped, recipe)
         if difference is not None and not asked.variant:
             raise RecipeError(f"{name}: --set changes {difference}: name such runs with --variant")
-        needs = needed(recipe)
+        folder = asked.runs / _folder_name(recipe, asked.variant, asked.processes)
+        needs = needed(recipe, begun=(folder / RECIPE).is_file())
         for other, theirs in in_order(needs):
             if other not in planned:
                 planned.add(other)
                 yield _job(load_recipe(other.name), other, theirs, asked, changes=[], variant=None)
-        folder = asked.runs / _folder_name(recipe, asked.variant, asked.processes)
         if folder not in planned:
             planned.add(folder)
             yield _job(recipe, folder, needs, asked, changes=asked.set, variant=asked.variant)

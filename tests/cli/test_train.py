@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from s2tdpt.training import engine
-from s2tdpt.training.recipe import Recipe
+from s2tdpt.errors import TrainingInterrupted
+from s2tdpt.training import engine, needs
+from s2tdpt.training import recipe as recipes
+from s2tdpt.training.recipe import Recipe, load_recipe, parse_overrides
 
 QUICK = [
     "--set",
@@ -77,7 +79,7 @@ def test_what_a_recipe_needs_is_trained_first_and_once(cli, trained) -> None:
 
 def test_it_goes_on_where_it_was_interrupted(cli, trained) -> None:
     Path("runs/digits_vit").mkdir(parents=True)
-    Path("runs/digits_vit/recipe.yaml").touch()
+    load_recipe("digits_vit").save("runs/digits_vit/recipe.yaml")
     assert cli(*TAUGHT).exit_code == 0
     assert trained == [("digits_vit", "runs/digits_vit", True), ("digits", "mine", False)]
 
@@ -98,8 +100,63 @@ def test_of_processes_that_share_a_batch_each_would_take_a_whole_one(cli, traine
 
 def test_what_no_recipe_makes_is_refused(refused, trained) -> None:
     said = refused("train", "digits", "--set", "initial_weights=runs/digit")
-    assert "digits needs runs/digit: it is not there, and no recipe is called digit" in said
+    assert "digits needs runs/digit: it is not there, and no recipe makes it" in said
+    said = refused("train", "digits", "--set", "initial_weights=runs/digits_vit/ship/copy.safetensors")
+    assert "digits needs runs/digits_vit/ship/copy.safetensors: it is not there, and no recipe makes it" in said
     assert trained == []
+
+
+def test_weights_that_are_there_need_no_run(cli, trained) -> None:
+    Path("runs/digits_vit/ship").mkdir(parents=True)
+    for file in ("runs/mine.safetensors", "runs/digits_vit/ship/copy.safetensors"):
+        Path(file).touch()
+        assert cli("train", "digits", "--out", "mine", "--set", f"distill.teacher={file}").exit_code == 0
+    assert trained == [("digits", "mine", False)] * 2
+
+
+def test_a_folder_that_is_taken_is_refused_before_anything_is_trained(refused, trained) -> None:
+    Path("mine").mkdir()
+    Path("mine/log.csv").touch()
+    assert "mine holds a run already" in refused(*TAUGHT)
+    assert "looks for what it needs" in refused(*TAUGHT, "--out", "runs/digits_vit")
+    assert trained == []
+
+
+def test_a_run_of_another_recipe_is_taken_with_a_warning(cli, trained) -> None:
+    folder = Path("runs/digits_vit")
+    folder.mkdir(parents=True)
+    (folder / "model.json").touch()
+    today = load_recipe("digits_vit").replace(seed=3)
+    today.save(folder / "recipe.yaml")
+    assert "warning" not in cli(*TAUGHT).stderr
+    today.replace(**{"optimizer.lr": 0.5}).save(folder / "recipe.yaml")
+    said = cli(*TAUGHT, "--set", "seed=1").stderr
+    assert (
+        "warning: runs/digits_vit is no run of today's recipe digits_vit, but of one with another optimizer.lr" in said
+    )
+
+
+def test_ctrl_c_in_what_it_needs_says_that_the_same_command_goes_on(cli, trained, monkeypatch) -> None:
+    def stopped(*arguments: object, **where: object) -> None:
+        raise TrainingInterrupted("stopped")
+
+    monkeypatch.setattr(engine, "train", stopped)
+    result = cli(*TAUGHT)
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted; the same command goes on")
+
+
+def test_two_runs_one_after_another(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = parse_overrides([QUICK[1], QUICK[3]])
+    for module in (recipes, needs):
+        monkeypatch.setattr(module, "load_recipe", lambda name: load_recipe(name).replace(**quick))
+    monkeypatch.chdir(tmp_path)
+    options = ["--set", "initial_weights=runs/digits_vit", "--set", "distill.teacher=runs/digits_vit"]
+    result = cli("train", "digits", "--device", "cpu", *options)
+    assert result.exit_code == 0, result.output
+    first, second = (json.loads(Path("runs", name, "metrics.json").read_text()) for name in ("digits_vit", "digits"))
+    assert (first["model"], second["model"]) == ("vit_tiny", "s2tdpt_tiny")
+    sha256 = json.loads(Path("runs/digits_vit/model.json").read_text())["sha256"]
+    assert second["initial_weights"]["sha256"] == second["distill"]["sha256"] == sha256
 
 
 def test_ctrl_c_says_how_to_go_on(cli, tmp_path: Path) -> None:

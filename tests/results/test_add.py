@@ -12,6 +12,7 @@ import pytest
 
 from results import add, plots, rows
 from results.goals import groups
+from s2tdpt.training.needs import folder_of
 from s2tdpt.training.recipe import load_recipe, parse_overrides
 
 MEASURED = {
@@ -115,20 +116,30 @@ def test_figures_of_other_weights_are_refused(make_run, root: Path, capsys) -> N
 
 def test_minutes_of_runs_that_it_goes_on_from_count_too(make_run, root: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(root.parent)
-    first = make_run("first")
-    make_run("second", initial_weights="runs/first/model.safetensors")
-    make_run("third", initial_weights="runs/second")
+    for name, source in (("second", "runs/first/model.safetensors"), ("third", "runs/second")):
+        before = Path(folder_of(source), "model.json")
+        make_run(name, initial_weights=source, metrics={"initial_weights": {"source": source, "sha256": name}})
+        before.parent.mkdir(exist_ok=True)
+        before.write_text(json.dumps({"sha256": name}))
+    shutil.copytree(make_run("zeroth"), "runs/first", dirs_exist_ok=True)
     make_run("taught", initial_weights="vit_h_384.cifar10")  # weights that ship have a card of their own
     for name in ("second", "third", "taught"):
         assert add.main([f"runs/{name}", "--variant", name, "--results", str(root)]) == 0
     minutes = {row["variant"]: row["minutes"] for row in table(root)}
     assert minutes == {"second": "3", "third": "4.5", "taught": "1.5"}
     assert plots.history(root / "cifar10_fast/third-seed0")[0][0] == 3.5
-    shutil.rmtree(first)
-    assert add.main([str(root / "cifar10_fast/third-seed0"), "--results", str(root)]) == 0  # what is known stays
+    Path("runs/second/model.json").write_text('{"sha256": "another"}')
+    third = root / "cifar10_fast/third-seed0"
+    assert add.main([str(third), "--results", str(root)]) == 0  # what is known stays
     assert [row["minutes"] for row in table(root) if row["variant"] == "third"] == ["4.5"]
-    assert add.main(["runs/third", "--variant", "again", "--results", str(root)]) == 2
-    assert "goes on from runs/second, which is not here" in capsys.readouterr().err
+    again = ["runs/third", "--variant", "again", "--results", str(root)]
+    assert add.main(again) == 2
+    assert "goes on from runs/second, which holds other weights now" in capsys.readouterr().err
+    shutil.rmtree("runs/second")
+    assert add.main(again) == 2
+    assert "goes on from runs/second, which is not here: say with --minutes-before" in capsys.readouterr().err
+    assert add.main([*again, "--minutes-before", "8"]) == 0
+    assert [row["minutes"] for row in table(root) if row["variant"] == "again"] == ["9.5"]
 
 
 def test_a_run_is_named_from_where_one_stands(make_run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,17 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from s2tdpt.cli import options
 from s2tdpt.cli.options import DataRoot, Device
 
-Recipe = Annotated[
+if TYPE_CHECKING:
+    from s2tdpt.training.recipe import Recipe
+
+RecipeName = Annotated[
     str,
     typer.Argument(
         metavar="RECIPE",
@@ -25,7 +28,7 @@ Recipe = Annotated[
 
 
 def train(
-    recipe: Recipe,
+    recipe: RecipeName,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run; default: runs/NAME.", show_default=False)
     ] = None,
@@ -56,7 +59,6 @@ def train(
     from s2tdpt.errors import TrainingError, TrainingInterrupted
     from s2tdpt.training import engine
     from s2tdpt.training.folder import RECIPE
-    from s2tdpt.training.needs import in_order, needed
     from s2tdpt.training.recipe import load_recipe, parse_overrides
 
     plan = load_recipe(recipe).replace(**parse_overrides(changes or []))
@@ -69,10 +71,10 @@ def train(
             f"{folder} holds no run to go on with: leave --resume out, or name the run's folder with --out"
         )
     where = {"device": device, "data_root": data_root}
-    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # else a recipe's batch would be that of each process
-    first, current = [need for need, _ in in_order(needed(plan, begun=resume))] if alone else [], folder
+    before = _needs(plan, folder, resume)
+    current = folder
     try:
-        for current in first:
+        for current in before:
             print(f"{plan.name} needs {current}: trained first", file=sys.stderr)
             engine.train(load_recipe(current.name), current, resume=(current / RECIPE).is_file(), **where)
         current = folder
@@ -84,6 +86,25 @@ def train(
         raise typer.Exit(130) from None
     if first_rank:
         print(f"top-1 accuracy {metrics['top1']:.2%} on {metrics['n']:,} images; everything is in {folder}")
+
+
+def _needs(plan: Recipe, folder: Path, resume: bool) -> list[Path]:
+    """The folders of the runs that `plan`, to be trained into `folder`, needs first; what is amiss is said at once."""
+    from s2tdpt.errors import TrainingError
+    from s2tdpt.training.folder import refuse_taken
+    from s2tdpt.training.needs import departures, in_order, needed
+
+    if int(os.environ.get("RANK", 0)) == 0:
+        for departure in departures(plan, begun=resume):
+            print(f"warning: {departure}", file=sys.stderr)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return []  # a recipe's batch would be that of each process
+    before = [need for need, _ in in_order(needed(plan, begun=resume))]
+    if before:
+        refuse_taken(folder, plan, resume)
+    if folder in before:
+        raise TrainingError(f"{folder} is where {plan.name} looks for what it needs: choose another folder with --out")
+    return before
 
 
 def compact(

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from s2tdpt.errors import CheckpointError, TrainingError, TrainingInterrupted
 from s2tdpt.training import checkpoint, folder
 from s2tdpt.training.distributed import join
@@ -44,6 +46,8 @@ def train(
     born = time.monotonic()
     where = Path(out)
     with join(device) as ranks, numerics(ranks.device, recipe.deterministic):
+        if ranks.device.type == "cuda":  # the metrics have this run's peak
+            torch.cuda.reset_peak_memory_stats(ranks.device)
         metrics = ranks.on_main(lambda: folder.open_run(where, recipe, resume))
         if any(ranks.from_main([float(metrics is not None)])):
             return metrics or {}

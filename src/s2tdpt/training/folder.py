@@ -35,10 +35,19 @@ MAY_CHANGE = ("max_minutes", "eval_every", "checkpoint_every_minutes", "data.eva
 
 
 def open_run(out: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
-    """Make `out` this recipe's folder; the metrics if the run in it is over.
+    """Make `out` this recipe's folder; the metrics if the run in it is over. Raises what `refuse_taken` does."""
+    refuse_taken(out, recipe, resume)
+    if (out / METRICS).exists():
+        try:
+            return json.loads((out / METRICS).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{out / METRICS} cannot be read ({error}): remove it to evaluate again") from error
+    write_file(out / RECIPE, recipe.to_yaml())
+    return None
 
-    Raises `TrainingError` for a folder that holds a run already (without `resume`) or the run of another recipe.
-    """
+
+def refuse_taken(out: Path, recipe: Recipe, resume: bool) -> None:
+    """`TrainingError` for a folder that holds a run already (without `resume`) or the run of another recipe."""
     if out.exists() and not out.is_dir():
         raise TrainingError(f"{out} is a file: choose another folder")
     begun = any((out / name).exists() for name in (CHECKPOINT, LOG, METRICS))
@@ -48,13 +57,6 @@ def open_run(out: Path, recipe: Recipe, resume: bool) -> dict[str, Any] | None:
         key = first_difference(load_recipe(out / RECIPE), recipe)
         if key is not None:
             raise TrainingError(f"{out} was started by a recipe with another {key}: resume with that, or start anew")
-    if (out / METRICS).exists():
-        try:
-            return json.loads((out / METRICS).read_bytes())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{out / METRICS} cannot be read ({error}): remove it to evaluate again") from error
-    write_file(out / RECIPE, recipe.to_yaml())
-    return None
 
 
 def write_file(path: Path, text: str) -> None:

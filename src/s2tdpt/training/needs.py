@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from s2tdpt.errors import RecipeError
-from s2tdpt.training.folder import MODEL
+from s2tdpt.training.folder import MODEL, RECIPE, first_difference
 from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe
 
 RUNS = "runs"
@@ -17,24 +17,46 @@ def needed(recipe: Recipe, begun: bool = False) -> tuple[Path, ...]:
 
     `begun`: the run goes on from a checkpoint, and needs no initial weights. `RecipeError` if no recipe makes them.
     """
-    named = (None if begun else recipe.initial_weights, recipe.distill and recipe.distill.teacher)
-    folders = dict.fromkeys(folder_of(source) for source in named if source)
-    missing = [folder for folder in folders if folder.parts[:1] == (RUNS,) and not (folder / f"{MODEL}.json").exists()]
-    for folder in missing:
-        if folder.name not in list_recipes():
-            raise RecipeError(f"{recipe.name} needs {folder}: it is not there, and no recipe is called {folder.name}")
+    missing: dict[Path, None] = {}
+    for source in _under_runs(recipe, begun):
+        path, folder = Path(source), folder_of(source)
+        if path.exists() if path.suffix else (path / f"{MODEL}.json").exists():
+            continue
+        if not (_is_run_of_recipe(folder) and path in (folder, folder / f"{MODEL}.safetensors")):
+            raise RecipeError(f"{recipe.name} needs {source}: it is not there, and no recipe makes it")
+        missing[folder] = None
     return tuple(missing)
 
 
-def in_order(needs: Sequence[Path]) -> Iterator[tuple[Path, tuple[Path, ...]]]:
+def in_order(needs: Sequence[Path]) -> list[tuple[Path, tuple[Path, ...]]]:
     """The runs in these folders and those that they need in turn, first what others wait for, each with its needs."""
+    found: dict[Path, tuple[Path, ...]] = {}
     for folder in needs:
         theirs = needed(load_recipe(folder.name))
-        yield from in_order(theirs)
-        yield folder, theirs
+        found = {**found, **dict(in_order(theirs)), folder: theirs}
+    return list(found.items())
+
+
+def departures(recipe: Recipe, begun: bool = False) -> Iterator[str]:
+    """In what a run that is there, and that `recipe` takes from, was not trained as its recipe says today."""
+    for folder in dict.fromkeys(map(folder_of, _under_runs(recipe, begun))):
+        if _is_run_of_recipe(folder) and (folder / RECIPE).is_file():
+            theirs = load_recipe(folder / RECIPE)
+            difference = first_difference(load_recipe(folder.name).replace(seed=theirs.seed), theirs)
+            if difference is not None:
+                yield f"{folder} is no run of today's recipe {folder.name}, but of one with another {difference}"
 
 
 def folder_of(source: str) -> Path:
     """The folder that weights are in: `source` itself, or that of a .safetensors file."""
     path = Path(source)
     return path.parent if path.suffix == ".safetensors" else path
+
+
+def _under_runs(recipe: Recipe, begun: bool) -> list[str]:
+    named = (None if begun else recipe.initial_weights, recipe.distill and recipe.distill.teacher)
+    return [source for source in named if source and Path(source).parts[:1] == (RUNS,)]
+
+
+def _is_run_of_recipe(folder: Path) -> bool:
+    return folder.parent == Path(RUNS) and folder.name in list_recipes()
