@@ -103,9 +103,7 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
         lines.append(["resumed", inexact(run)])
     if recipe.get("initial_weights"):
         lines[0][1] = lines[0][1].replace("nothing else", "and what the initial weights have seen")
-        lines.insert(
-            2, ["initial weights", f"those of `{recipe['initial_weights']}`, whose minutes are not counted here"]
-        )
+        lines.insert(2, ["initial weights", f"of `{recipe['initial_weights']}`; what they took is not in the time below"])
     if recipe.get("distill"):
         lines.insert(2, ["teacher", f"`{recipe['distill']['teacher']}`"])
     return table(["", ""], lines)

@@ -63,6 +63,17 @@ def test_initial_weights_that_are_not_there_are_trained_first(tmp_path: Path, mo
     assert len(plan(tmp_path, "cifar100_t1", set=same, variant="x")) == 2
 
 
+def test_a_run_that_has_begun_needs_no_initial_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    changes = {"set": ["initial_weights=runs/digits_vit"], "variant": "late"}
+    assert len(plan(tmp_path, "digits", **changes)) == 2
+    begun = Path("runs/digits-late-seed0")
+    begun.mkdir(parents=True)
+    load_recipe("digits").replace(initial_weights="runs/digits_vit").save(begun / "recipe.yaml")
+    ((job, _),) = plan(tmp_path, "digits", **changes)
+    assert (job.folder, job.needs, job.train[-1]) == (begun, (), "--resume")
+
+
 def test_what_they_need_themselves_is_trained_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for module in (train, needs):
