@@ -103,7 +103,7 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
         lines.append(["resumed", inexact(run)])
     if recipe.get("initial_weights"):
         lines[0][1] = lines[0][1].replace("nothing else", "and what the initial weights have seen")
-        lines.insert(2, ["initial weights", f"of `{recipe['initial_weights']}`; what they took is not in the time below"])
+        lines.insert(2, ["initial weights", f"of `{recipe['initial_weights']}`; their minutes are not below"])
     if recipe.get("distill"):
         lines.insert(2, ["teacher", f"`{recipe['distill']['teacher']}`"])
     return table(["", ""], lines)
