@@ -26,7 +26,7 @@ from s2tdpt.training import _yaml
 from s2tdpt.training.checkpoint import write_atomic
 from s2tdpt.training.folder import LOG, METRICS, MODEL, RECIPE, first_difference
 from s2tdpt.training.needs import folder_of
-from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe, parse_overrides
+from s2tdpt.training.recipe import RUNS, Recipe, list_recipes, load_recipe, parse_overrides
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     if not metrics:
         raise DataError(f"{run} holds no {METRICS}: it is no finished run")
     recipe = load_recipe(run / RECIPE)
-    source = recipe.initial_weights
+    source = recipe.initial_weights  # where it lies here
     files = {name: (run / name).read_bytes() for name in (RECIPE, LOG, METRICS)}
     if portable(recipe) != recipe:
         recipe = portable(recipe)
@@ -77,7 +77,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     known["commit"] = known.get("commit") or metrics["commit"] or os.environ.get("S2TDPT_COMMIT")
     if not known["commit"]:
         raise DataError(f"{run} does not say which commit trained it: name it with --commit")
-    if "minutes_before" not in known and (minutes := minutes_before(source, metrics, run)):
+    if "minutes_before" not in known and (minutes := minutes_of_sources(source, metrics, run)):
         known["minutes_before"] = minutes
     processes = metrics["hardware"]["count"]
     known["command"] = known.get("command") or command(recipe, place, processes, known["commit"])
@@ -98,7 +98,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
     return f"{verb} {row.run}: {row.top1_last:.2%} on {row.data} ({row.evaluated_on}), {row.minutes:.1f} minutes"
 
 
-def minutes_before(source: str | None, metrics: Mapping[str, Any], run: Path) -> float:
+def minutes_of_sources(source: str | None, metrics: Mapping[str, Any], run: Path) -> float:
     """Of the runs whose weights `run` goes on from, one after another; 0 where it begins itself, or with a card's."""
     if source is None or source in list_models(pretrained=True):
         return 0.0
@@ -108,7 +108,7 @@ def minutes_before(source: str | None, metrics: Mapping[str, Any], run: Path) ->
     if not theirs or told not in (None, card.get("sha256")):
         what = "is not here" if not theirs else "holds other weights now"
         raise DataError(f"{run} goes on from {source}, which {what}: say with --minutes-before what that took")
-    earlier = minutes_before(load_recipe(folder / RECIPE).initial_weights, theirs, folder)
+    earlier = minutes_of_sources(load_recipe(folder / RECIPE).initial_weights, theirs, folder)
     return earlier + theirs["train_seconds"] / 60
 
 
@@ -154,7 +154,7 @@ def portable(recipe: Recipe) -> Recipe:
     if recipe.distill is not None:
         named["distill.teacher"] = recipe.distill.teacher
     absolute = {key: Path(name) for key, name in named.items() if name and Path(name).is_absolute()}
-    return recipe.replace(**{key: str(Path("runs", *_run_of(path))) for key, path in absolute.items()})
+    return recipe.replace(**{key: str(Path(RUNS, *_run_of(path))) for key, path in absolute.items()})
 
 
 def _run_of(path: Path) -> tuple[str, ...]:

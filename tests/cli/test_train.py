@@ -107,6 +107,12 @@ def test_what_no_recipe_makes_is_refused(refused, trained) -> None:
     assert trained == []
 
 
+def test_a_point_in_a_folder_s_name_makes_no_file_of_it(refused, trained) -> None:
+    Path("runs/digits_lr0.1").mkdir(parents=True)  # a run that is not over
+    assert "no recipe makes it" in refused("train", "digits", "--set", "distill.teacher=runs/digits_lr0.1")
+    assert trained == []
+
+
 def test_weights_that_are_there_need_no_run(cli, trained) -> None:
     Path("runs/digits_vit/ship").mkdir(parents=True)
     for file in ("runs/mine.safetensors", "runs/digits_vit/ship/copy.safetensors"):

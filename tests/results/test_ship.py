@@ -74,7 +74,7 @@ def test_a_run_becomes_files_that_hold_what_they_say(make_weights, tmp_path: Pat
 def test_a_card_says_what_the_run_started_from(make_weights, tmp_path: Path) -> None:
     assert run_ship(make_weights(recipe={"initial_weights": "vit_tiny.other"}), tmp_path / "weights") == 0
     text = (tmp_path / "weights" / f"{NAME}.md").read_text()
-    assert "| initial weights | of `vit_tiny.other`; " in text
+    assert "| initial weights | of `vit_tiny.other`; their minutes are not below |" in text
     assert "nothing else" not in text
 
 

@@ -59,12 +59,12 @@ def train(
     from s2tdpt.errors import TrainingError, TrainingInterrupted
     from s2tdpt.training import engine
     from s2tdpt.training.folder import RECIPE
-    from s2tdpt.training.recipe import load_recipe, parse_overrides
+    from s2tdpt.training.recipe import RUNS, load_recipe, parse_overrides
 
     plan = load_recipe(recipe).replace(**parse_overrides(changes or []))
     if seed is not None:
         plan = plan.replace(seed=seed)
-    folder = out or Path("runs") / plan.name
+    folder = out or Path(RUNS) / plan.name
     first_rank = int(os.environ.get("RANK", 0)) == 0
     if resume and first_rank and not (folder / RECIPE).is_file():
         raise TrainingError(

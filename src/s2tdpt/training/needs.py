@@ -7,9 +7,7 @@ from pathlib import Path
 
 from s2tdpt.errors import RecipeError
 from s2tdpt.training.folder import MODEL, RECIPE, first_difference
-from s2tdpt.training.recipe import Recipe, list_recipes, load_recipe
-
-RUNS = "runs"
+from s2tdpt.training.recipe import RUNS, Recipe, is_run_of_recipe, load_recipe
 
 
 def needed(recipe: Recipe, begun: bool = False) -> tuple[Path, ...]:
@@ -20,9 +18,9 @@ def needed(recipe: Recipe, begun: bool = False) -> tuple[Path, ...]:
     missing: dict[Path, None] = {}
     for source in _under_runs(recipe, begun):
         path, folder = Path(source), folder_of(source)
-        if path.exists() if path.suffix else (path / f"{MODEL}.json").exists():
+        if (path / f"{MODEL}.json" if path == folder else path).exists():
             continue
-        if not (_is_run_of_recipe(folder) and path in (folder, folder / f"{MODEL}.safetensors")):
+        if not (is_run_of_recipe(folder) and path in (folder, folder / f"{MODEL}.safetensors")):
             raise RecipeError(f"{recipe.name} needs {source}: it is not there, and no recipe makes it")
         missing[folder] = None
     return tuple(missing)
@@ -40,7 +38,7 @@ def in_order(needs: Sequence[Path]) -> list[tuple[Path, tuple[Path, ...]]]:
 def departures(recipe: Recipe, begun: bool = False) -> Iterator[str]:
     """In what a run that is there, and that `recipe` takes from, was not trained as its recipe says today."""
     for folder in dict.fromkeys(map(folder_of, _under_runs(recipe, begun))):
-        if _is_run_of_recipe(folder) and (folder / RECIPE).is_file():
+        if is_run_of_recipe(folder) and (folder / RECIPE).is_file():
             theirs = load_recipe(folder / RECIPE)
             difference = first_difference(load_recipe(folder.name).replace(seed=theirs.seed), theirs)
             if difference is not None:
@@ -56,7 +54,3 @@ def folder_of(source: str) -> Path:
 def _under_runs(recipe: Recipe, begun: bool) -> list[str]:
     named = (None if begun else recipe.initial_weights, recipe.distill and recipe.distill.teacher)
     return [source for source in named if source and Path(source).parts[:1] == (RUNS,)]
-
-
-def _is_run_of_recipe(folder: Path) -> bool:
-    return folder.parent == Path(RUNS) and folder.name in list_recipes()

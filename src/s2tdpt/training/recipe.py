@@ -18,6 +18,9 @@ from s2tdpt.errors import RecipeError
 from s2tdpt.training import _yaml
 from s2tdpt.training._rules import refuse_impossible_values
 
+RUNS = "runs"
+"""The folder that runs go to where no other is named."""
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
@@ -182,10 +185,15 @@ def list_recipes() -> list[str]:
     return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
 
 
+def is_run_of_recipe(folder: Path) -> bool:
+    """Whether `folder` is where `s2tdpt train` puts the run of a recipe that comes with the package."""
+    return folder.parent == Path(RUNS) and folder.name in list_recipes()
+
+
 def how_to_make(source: str) -> str:
     """What to add to an error about weights that are not there: the command that trains them, if it is a known one."""
     folder = Path(source)
-    known = folder.parent == Path("runs") and folder.name in list_recipes() and not folder.exists()
+    known = is_run_of_recipe(folder) and not folder.exists()
     return f" (s2tdpt train {folder.name} makes it)" if known else ""
 
 
