@@ -164,6 +164,9 @@ def test_of_a_recipes_run_that_is_not_there_the_command_is_named(
     for other in ("runs/mine", "elsewhere/digits"):
         with pytest.raises(RecipeError, match=r"or name another$"):
             start_from(made("s2tdpt_tiny", 1), other)
+    Path("runs/digits").mkdir(parents=True)  # to be gone on with, not begun
+    with pytest.raises(RecipeError, match=r"\(resume it, or name another folder\)$"):
+        start_from(made("s2tdpt_tiny", 1), "runs/digits")
 
 
 @pytest.fixture
