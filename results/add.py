@@ -21,12 +21,11 @@ from typing import Any
 from results import rows
 from results.goals import read_goals
 from s2tdpt.errors import DataError, RecipeError, S2tdptError
-from s2tdpt.models import list_models
 from s2tdpt.training import _yaml
 from s2tdpt.training.checkpoint import write_atomic
 from s2tdpt.training.folder import LOG, METRICS, MODEL, RECIPE, first_difference
-from s2tdpt.training.needs import folder_of
 from s2tdpt.training.recipe import RUNS, Recipe, list_recipes, load_recipe, parse_overrides
+from s2tdpt.training.sources import folder_of, is_named
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,8 +98,8 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
 
 
 def minutes_of_sources(source: str | None, metrics: Mapping[str, Any], run: Path) -> float:
-    """Of the runs whose weights `run` goes on from, one after another; 0 where it begins itself, or with a card's."""
-    if source is None or source in list_models(pretrained=True):
+    """Of the runs that `run` goes on from, one after another; 0 where it begins itself, or with a named model's weights."""
+    if source is None or is_named(source):
         return 0.0
     folder = folder_of(source)
     theirs, card = rows.read_json(folder / METRICS), rows.read_json(folder / f"{MODEL}.json")

@@ -12,8 +12,8 @@ import pytest
 
 from results import add, plots, rows
 from results.goals import groups
-from s2tdpt.training.needs import folder_of
 from s2tdpt.training.recipe import load_recipe, parse_overrides
+from s2tdpt.training.sources import folder_of
 
 MEASURED = {
     "top1": 0.93,
@@ -122,11 +122,12 @@ def test_minutes_of_runs_that_it_goes_on_from_count_too(make_run, root: Path, ca
         before.parent.mkdir(exist_ok=True)
         before.write_text(json.dumps({"sha256": name}))
     shutil.copytree(make_run("zeroth"), "runs/first", dirs_exist_ok=True)
-    make_run("taught", initial_weights="vit_h_384.cifar10")  # weights that ship have a card of their own
-    for name in ("second", "third", "taught"):
+    make_run("taught", initial_weights="vit_h_384.cifar10")  # has a row of its own, whether it ships or not
+    make_run("finer", initial_weights="s2tdpt_tiny.digits")
+    for name in ("second", "third", "taught", "finer"):
         assert add.main([f"runs/{name}", "--variant", name, "--results", str(root)]) == 0
     minutes = {row["variant"]: row["minutes"] for row in table(root)}
-    assert minutes == {"second": "3", "third": "4.5", "taught": "1.5"}
+    assert minutes == {"second": "3", "third": "4.5", "taught": "1.5", "finer": "1.5"}
     assert plots.history(root / "cifar10_fast/third-seed0")[0][0] == 3.5
     Path("runs/second/model.json").write_text('{"sha256": "another"}')
     third = root / "cifar10_fast/third-seed0"

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from s2tdpt.data import ImageSet
 from s2tdpt.errors import RecipeError, S2tdptError
 from s2tdpt.models import load_model
-from s2tdpt.training.recipe import DistillRecipe, how_to_make
+from s2tdpt.training.recipe import DistillRecipe
+from s2tdpt.training.sources import how_to_make, located
 
 
 class Distillation:
@@ -59,7 +60,7 @@ class Distillation:
 def load_distillation(recipe: DistillRecipe, data: ImageSet, device: torch.device) -> Distillation:
     """The teacher that a recipe names, on `device`; `RecipeError` if it is not there or was trained for other data."""
     try:
-        teacher, card = load_model(recipe.teacher, device=str(device))
+        teacher, card = load_model(located(recipe.teacher), device=str(device))
     except (S2tdptError, OSError) as error:
         raise RecipeError(f"distill.teacher: {error}{how_to_make(recipe.teacher)}") from error
     config: Any = teacher.config

@@ -12,7 +12,7 @@ from s2tdpt.errors import ModelError, RecipeError, S2tdptError
 from s2tdpt.models import load_model
 from s2tdpt.models.vit import VisionTransformer
 from s2tdpt.models.weights import load_state
-from s2tdpt.training.recipe import how_to_make
+from s2tdpt.training.sources import how_to_make, located
 
 HEAD = ("head.weight", "head.bias")
 GEOMETRY = ("num_heads", "stem_pool")
@@ -28,7 +28,7 @@ def start_from(model: nn.Module, source: str, classes: Sequence[str] | None = No
     """
     try:
         with torch.random.fork_rng(devices=[]):
-            trained, card = load_model(source)
+            trained, card = load_model(located(source))
         for name in GEOMETRY:
             theirs, ours = (getattr(m.config, name) for m in (trained, model))  # pyright: ignore[reportAttributeAccessIssue]
             if theirs != ours:

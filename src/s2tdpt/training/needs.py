@@ -7,7 +7,8 @@ from pathlib import Path
 
 from s2tdpt.errors import RecipeError
 from s2tdpt.training.folder import MODEL, RECIPE, first_difference
-from s2tdpt.training.recipe import RUNS, Recipe, is_run_of_recipe, load_recipe
+from s2tdpt.training.recipe import RUNS, Recipe, load_recipe
+from s2tdpt.training.sources import folder_of, is_run_of_recipe, located
 
 
 def needed(recipe: Recipe, begun: bool = False) -> tuple[Path, ...]:
@@ -45,12 +46,7 @@ def departures(recipe: Recipe, begun: bool = False) -> Iterator[str]:
                 yield f"{folder} is no run of today's recipe {folder.name}, but of one with another {difference}"
 
 
-def folder_of(source: str) -> Path:
-    """The folder that weights are in: `source` itself, or that of a .safetensors file."""
-    path = Path(source)
-    return path.parent if path.suffix == ".safetensors" else path
-
-
 def _under_runs(recipe: Recipe, begun: bool) -> list[str]:
     named = (None if begun else recipe.initial_weights, recipe.distill and recipe.distill.teacher)
-    return [source for source in named if source and Path(source).parts[:1] == (RUNS,)]
+    sources = (located(source) for source in named if source)
+    return [source for source in sources if Path(source).parts[:1] == (RUNS,)]

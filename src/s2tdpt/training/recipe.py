@@ -185,18 +185,6 @@ def list_recipes() -> list[str]:
     return sorted({path.stem for folder in recipe_folders() for path in folder.glob("*.yaml")})
 
 
-def is_run_of_recipe(folder: Path) -> bool:
-    """Whether `folder` is where `s2tdpt train` puts the run of a recipe that comes with the package."""
-    return folder.parent == Path(RUNS) and folder.name in list_recipes()
-
-
-def how_to_make(source: str) -> str:
-    """What to add to an error about weights that are not there: the command that trains them, if it is a known one."""
-    folder = Path(source)
-    known = is_run_of_recipe(folder) and not folder.exists()
-    return f" (s2tdpt train {folder.name} makes it)" if known else ""
-
-
 def load_recipe(path_or_name: str | Path) -> Recipe:
     """Read a recipe from a YAML file, or by the bare name of one that comes with the package. Raises RecipeError."""
     path = _find(path_or_name)
