@@ -98,7 +98,7 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
 
 
 def minutes_of_sources(source: str | None, metrics: Mapping[str, Any], run: Path) -> float:
-    """Of the runs that `run` goes on from, one after another; 0 where it begins itself, or with a named model's weights."""
+    """Of the runs that `run` goes on from, one after another; 0 where it begins itself, or with a named model."""
     if source is None or is_named(source):
         return 0.0
     folder = folder_of(source)
