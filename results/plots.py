@@ -100,7 +100,12 @@ def curves(figure: Any, results: Path) -> None:
                 switch = begun or next((m for m, t, _ in steps if t != steps[0][1]), None)
                 if switch is not None:
                     axes.axvline(switch, color=colour, linewidth=0.8, linestyle=":")
-        _dress(axes, data, "minutes of training, without the teacher's (dotted: T changes)", "test accuracy, %")
+        _dress(
+            axes,
+            data,
+            "minutes, without the teacher's (dotted: T changes, or a run goes on from another's weights)",
+            "test accuracy, %",
+        )
 
 
 def history(run: Path) -> list[tuple[float, str, float | None]]:

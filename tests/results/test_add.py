@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from results import add, plots, rows
 from results.goals import groups
@@ -129,6 +130,10 @@ def test_minutes_of_runs_that_it_goes_on_from_count_too(make_run, root: Path, ca
     minutes = {row["variant"]: row["minutes"] for row in table(root)}
     assert minutes == {"second": "3", "third": "4.5", "taught": "1.5", "finer": "1.5"}
     assert plots.history(root / "cifar10_fast/third-seed0")[0][0] == 3.5
+    figure = Figure()
+    plots.curves(figure, root)
+    dotted = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert sorted(dotted) == [1.0, 1.0, 1.5, 3.0]  # T = 4 of two that begin themselves; where the others go on
     Path("runs/second/model.json").write_text('{"sha256": "another"}')
     third = root / "cifar10_fast/third-seed0"
     assert add.main([str(third), "--results", str(root)]) == 0  # what is known stays
