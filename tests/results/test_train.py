@@ -30,10 +30,10 @@ def after(words: tuple[str, ...] | list[str], option: str) -> str:
 
 
 def test_seeds_have_folders_of_their_own(tmp_path: Path) -> None:
-    jobs = plan(tmp_path, "cifar100", "cifar100:2", "cifar100:0")
-    assert [str(job.folder) for job, _ in jobs] == ["runs/cifar100", "runs/cifar100-seed2"]
+    jobs = plan(tmp_path, "cifar10_fast", "cifar10_fast:2", "cifar10_fast:0")
+    assert [str(job.folder) for job, _ in jobs] == ["runs/cifar10_fast", "runs/cifar10_fast-seed2"]
     assert [after(job.train, "--seed") for job, _ in jobs] == ["0", "2"]
-    assert all(job.train[:5] == (sys.executable, "-m", "s2tdpt", "train", "cifar100") for job, _ in jobs)
+    assert all(job.train[:5] == (sys.executable, "-m", "s2tdpt", "train", "cifar10_fast") for job, _ in jobs)
     assert [job.needs for job, _ in jobs] == [(), ()]
 
 
@@ -55,11 +55,11 @@ def test_a_teacher_that_is_not_there_is_trained_first(tmp_path: Path, monkeypatc
 
 def test_initial_weights_that_are_not_there_are_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    both = ["initial_weights=runs/vit_cifar100", "distill.teacher=runs/vit_h_cifar100"]
+    both = ["initial_weights=runs/vit_cifar10", "distill.teacher=runs/vit_h_cifar100"]
     *first, (student, _) = plan(tmp_path, "cifar100_t1", set=both, variant="x")
-    assert [job.folder for job, _ in first] == [Path("runs/vit_cifar100"), Path("runs/vit_h_cifar100")]
+    assert [job.folder for job, _ in first] == [Path("runs/vit_cifar10"), Path("runs/vit_h_cifar100")]
     assert student.needs == tuple(job.folder for job, _ in first)
-    same = [change.replace("vit_cifar100", "vit_h_cifar100") for change in both]
+    same = [change.replace("vit_cifar10", "vit_h_cifar100") for change in both]
     assert len(plan(tmp_path, "cifar100_t1", set=same, variant="x")) == 2
 
 
@@ -107,16 +107,16 @@ def test_several_gpus_share_a_run_s_batch(tmp_path: Path) -> None:
 
 def test_a_run_is_resumed_unless_its_recipe_is_another(tmp_path: Path) -> None:
     where = {"runs": tmp_path, "data_root": "/somewhere"}
-    ((job, _),) = plan(tmp_path, "cifar100", **where)
+    ((job, _),) = plan(tmp_path, "cifar10_fast", **where)
     assert "--resume" not in job.train
     assert after(job.train, "--data-root") == "/somewhere"
     job.folder.mkdir()
-    load_recipe("cifar100").save(job.folder / "recipe.yaml")
-    ((job, _),) = plan(tmp_path, "cifar100", **where)
+    load_recipe("cifar10_fast").save(job.folder / "recipe.yaml")
+    ((job, _),) = plan(tmp_path, "cifar10_fast", **where)
     assert job.train[-1] == "--resume"
-    load_recipe("cifar100").replace(spike_cost=2.0).save(job.folder / "recipe.yaml")
+    load_recipe("cifar10_fast").replace(spike_cost=2.0).save(job.folder / "recipe.yaml")
     with pytest.raises(S2tdptError, match=r"holds a run with another spike_cost \(2.0, not 0.0\)"):
-        plan(tmp_path, "cifar100", **where)
+        plan(tmp_path, "cifar10_fast", **where)
 
 
 def test_what_would_be_trained_can_be_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,20 +129,20 @@ def test_what_would_be_trained_can_be_listed(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_held_out_runs_are_measured_but_not_shipped(tmp_path: Path) -> None:
-    ((whole, _),) = plan(tmp_path, "cifar100")
-    ((part, _),) = plan(tmp_path, "cifar100", set=["data.holdout=5000"], variant="held-out")
+    ((whole, _),) = plan(tmp_path, "cifar10_fast")
+    ((part, _),) = plan(tmp_path, "cifar10_fast", set=["data.holdout=5000"], variant="held-out")
     assert [words[2] for words in whole.after] == ["results.measure", "results.ship"]
     assert [words[2] for words in part.after] == ["results.measure"]
 
 
 def test_what_is_missing_are_the_seeds_that_no_folder_holds(tmp_path: Path) -> None:
     goals = (
-        "1,cifar10,,3,,,,,cifar10_fast\n3,cifar10,,1,,,,,cifar10_t1\n2,cifar10,,1,,,,,cifar10_t1\n9,cifar10,,1,,,,,\n"
+        "1,cifar10,,3,,,,,cifar10_fast\n3,cifar10,,1,,,,,vit_cifar10\n2,cifar10,,1,,,,,vit_cifar10\n9,cifar10,,1,,,,,\n"
     )
     (tmp_path / "goals.csv").write_text(HEAD + goals)
     (tmp_path / "cifar10_fast/seed1").mkdir(parents=True)
     jobs = plan(tmp_path, missing=True)
-    assert [job.name for job, _ in jobs] == ["cifar10_fast, seed 0", "cifar10_fast, seed 2", "cifar10_t1, seed 0"]
+    assert [job.name for job, _ in jobs] == ["cifar10_fast, seed 0", "cifar10_fast, seed 2", "vit_cifar10, seed 0"]
 
 
 @pytest.mark.parametrize(
