@@ -23,6 +23,7 @@ from s2tdpt.training.folder import LOG
 
 THEIRS, GOAL = "#8a857d", "#3a8f5c"
 COLOURS = ("#1f63b0", "#b9560f", "#7d5ba6", "#c23b6b", "#0f8a8a", "#8a6d0f", "#444444", "#5a9bd4")
+LINES = {"o": "-", "s": "--", "^": "-."}  # for each marker
 SOURCES = "s2tdpt-sources"
 
 
@@ -89,45 +90,71 @@ def up_to_date(picture: Picture, results: Path, out: Path) -> bool:
 
 def curves(figure: Any, results: Path) -> None:
     """Accuracy on the evaluation images over the minutes of training; seeds of a recipe share a colour."""
+    _over_time(figure, results, lambda epoch: epoch.top1, "test accuracy, %")
+
+
+def losses(figure: Any, results: Path) -> None:
+    """Training loss over the minutes, which every run has of each epoch."""
+    for axes in _over_time(figure, results, lambda epoch: epoch.loss, "training loss, each recipe's own", marked=False):
+        axes.set_yscale("log")
+        axes.set_yticks(ticks := [0.2, 0.3, 0.5, 1, 2, 3, 5], list(map(str, ticks)))
+        axes.set_yticks([], minor=True)
+
+
+def _over_time(
+    figure: Any, results: Path, value: Callable[[Epoch], float | None], beside: str, marked: bool = True
+) -> list[Any]:
+    """Lines over the minutes of epochs, with a marker at each known value, or without; gives the panels."""
+    panels: list[Any] = []
     for axes, data, found in _panels(figure, results):
-        for group, colour in zip(found, COLOURS * len(found), strict=False):
+        panels.append(axes)
+        for group, style in _styled(found):
+            look = style if marked else {"color": style["color"], "linestyle": LINES[style["marker"]]}
             for number, run in enumerate(group.rows):
-                steps = history(results / run.run)
-                seen = [(minutes, value) for minutes, _, value in steps if value is not None]
-                title = _title(group) if not number else None
-                axes.plot(*zip(*seen, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=title)
-                begun = rows.minutes_before(results / run.run)
-                switch = begun or next((m for m, t, _ in steps if t != steps[0][1]), None)
+                epochs = history(results / run.run)
+                seen = [(epoch.minutes, shown) for epoch in epochs if (shown := value(epoch)) is not None]
+                title = None if number else _title(group)
+                axes.plot(*zip(*seen, strict=True), label=title, markersize=3, linewidth=1.4 if marked else 0.9, **look)
+                changes = (epoch.minutes for epoch in epochs if epoch.time_steps != epochs[0].time_steps)
+                switch = rows.minutes_before(results / run.run) or next(changes, None)
                 if switch is not None:
-                    axes.axvline(switch, color=colour, linewidth=0.8, linestyle=":")
-        _dress(
-            axes,
-            data,
-            "minutes, without the teacher's (dotted: T changes, or a run goes on from another's weights)",
-            "test accuracy, %",
-        )
+                    axes.axvline(switch, color=style["color"], linewidth=0.8, linestyle=":")
+        _dress(axes, data, "minutes in epochs (dotted: T changes, or a run goes on)", beside)
+    return panels
 
 
-def history(run: Path) -> list[tuple[float, str, float | None]]:
-    """(minutes since the start, T, top-1 in percent where it was measured) of every epoch (`rows.minutes_before`)."""
-    steps: list[tuple[float, str, float | None]] = []
+@dataclass(frozen=True)
+class Epoch:
+    """A run's epoch by its log: minutes at its end, T, top-1 in percent where it was measured, training loss."""
+
+    minutes: float
+    time_steps: str
+    top1: float | None
+    loss: float
+
+
+def history(run: Path) -> list[Epoch]:
+    """Every epoch of a run; minutes are counted from the first run that it goes on from (`rows.minutes_before`)."""
+    epochs: list[Epoch] = []
     minutes = rows.minutes_before(run)
     with (run / LOG).open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             minutes += float(row["seconds"]) / 60
             top1 = row.get("test_top1") or row.get("holdout_top1")
-            steps.append((minutes, row["time_steps"], 100 * float(top1) if top1 else None))
-    return steps
+            epochs.append(
+                Epoch(minutes, row["time_steps"], 100 * float(top1) if top1 else None, float(row["train_loss"]))
+            )
+    return epochs
 
 
 def against_energy(figure: Any, results: Path) -> None:
     """Accuracy against counted energy, with what others have published."""
     for axes, data, found in _panels(figure, results):
         axes.set(xscale="log", xlim=(0.08, 8))
-        for group, colour in zip(found, COLOURS * len(found), strict=False):
+        for group, style in _styled(found):
             energy = group.known(lambda row: row.energy_mj)
             if energy is not None:
-                _point(axes, energy.mean, group, colour)
+                _point(axes, energy.mean, group, style)
         peers = [peer for peer in read_published(results) if peer.data == data]
         _published(axes, [(peer.energy_mj, peer) for peer in peers], "energy")
         for goal in (goal for goal in read_goals(results) if goal.data == data):
@@ -140,8 +167,8 @@ def against_minutes(figure: Any, results: Path) -> None:
     """Accuracy against minutes of training, with what others have published."""
     for axes, data, found in _panels(figure, results):
         axes.set(xscale="log", xlim=(0.03, 2500))
-        for group, colour in zip(found, COLOURS * len(found), strict=False):
-            _point(axes, group.spread(lambda row: row.minutes).mean, group, colour)
+        for group, style in _styled(found):
+            _point(axes, group.spread(lambda row: row.minutes).mean, group, style)
         peers = [peer for peer in read_published(results) if peer.data == data]
         _published(axes, [(peer.minutes, peer) for peer in peers], "training time")
         _dress(axes, data, "minutes of training, without the teacher's")
@@ -150,6 +177,7 @@ def against_minutes(figure: Any, results: Path) -> None:
 
 PICTURES = {
     "training-curves": Picture(curves, (f"*/*/{LOG}",)),
+    "training-losses": Picture(losses, (f"*/*/{LOG}",)),
     "accuracy-energy": Picture(against_energy, ("published.csv", "goals.csv")),
     "accuracy-minutes": Picture(against_minutes, ("published.csv",)),
 }
@@ -163,9 +191,16 @@ def _panels(figure: Any, results: Path) -> Iterable[tuple[Any, str, list[Group]]
         yield axes, data, [group for group in found if group.first.data == data]
 
 
-def _point(axes: Any, x: float, group: Group, colour: str) -> None:
+def _styled(found: Sequence[Group]) -> Iterable[tuple[Group, dict[str, str]]]:
+    """A colour for each group and, where colours run out, another marker."""
+    for number, group in enumerate(found):
+        turn, colour = divmod(number, len(COLOURS))
+        yield group, {"color": COLOURS[colour], "marker": list(LINES)[turn % len(LINES)]}
+
+
+def _point(axes: Any, x: float, group: Group, style: dict[str, str]) -> None:
     top1 = group.top1
-    axes.errorbar(x, top1.mean, yerr=top1.deviation, fmt="o", color=colour, capsize=3, label=_title(group), zorder=3)
+    axes.errorbar(x, top1.mean, yerr=top1.deviation, linestyle="", capsize=3, label=_title(group), zorder=3, **style)
 
 
 def _published(axes: Any, peers: Sequence[tuple[float | None, Published]], unknown: str) -> None:

@@ -129,7 +129,7 @@ def test_minutes_of_runs_that_it_goes_on_from_count_too(make_run, root: Path, ca
         assert add.main([f"runs/{name}", "--variant", name, "--results", str(root)]) == 0
     minutes = {row["variant"]: row["minutes"] for row in table(root)}
     assert minutes == {"second": "3", "third": "4.5", "taught": "1.5", "finer": "1.5"}
-    assert plots.history(root / "cifar10_fast/third-seed0")[0][0] == 3.5
+    assert plots.history(root / "cifar10_fast/third-seed0")[0].minutes == 3.5
     figure = Figure()
     plots.curves(figure, root)
     dotted = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]

@@ -12,6 +12,7 @@ import pytest
 from results import add, plots, rows, tables
 from results.blocks import BLOCKS, Material
 from results.goals import Goal, Group, groups, outside_band, verdict
+from results.plots import Epoch
 from results.rows import Row
 
 ROOT = Path(__file__).parents[2]
@@ -190,7 +191,7 @@ def test_peers_are_named_with_their_sources() -> None:
 def test_curves_begin_at_the_first_minute(checkout: Path, add_run) -> None:
     add_run("one", top1=0.9)
     steps = plots.history(checkout / "results/cifar10_fast/seed0")
-    assert steps == [(0.5, "1", 45.0), (1.0, "4", None), (1.5, "4", 90.0)]
+    assert steps == [Epoch(0.5, "1", 45.0, 2.0), Epoch(1.0, "4", None, 1.5), Epoch(1.5, "4", 90.0, 1.0)]
 
 
 def test_a_twin_stands_beside_the_paper_s_twin(checkout: Path, add_run) -> None:
