@@ -87,6 +87,8 @@ def take(run: Path, root: Path, asked: argparse.Namespace) -> str:
         raise DataError(f"{asked.measured or run / rows.MEASURED} was measured on other weights than {run} holds")
     files[rows.PROVENANCE] = _json(known)
     files |= {rows.MEASURED: _json(measured)} if measured else {}
+    if not asked.ablation and (sibling := _taught_otherwise(place, metrics)) is not None:
+        raise DataError(f"{run} was taught by another teacher than {sibling}: name it with --variant")
     verb = "replaced" if (place / METRICS).exists() else "added"
     place.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -175,6 +177,16 @@ def _place(run: Path, root: Path, recipe: Recipe, asked: argparse.Namespace, pro
             shipped = f"recipes/{recipe.name}.yaml"
             raise DataError(f"{run} departs from {shipped} in {difference}: name it with --variant (or --ablation)")
     return root / recipe.name / "-".join(filter(None, [asked.variant, f"seed{recipe.seed}"]))
+
+
+def _taught_otherwise(place: Path, metrics: Mapping[str, Any]) -> Path | None:
+    """Another seed of the run to be kept in `place`, whose teacher was not the same weights."""
+    name = place.name.rpartition("seed")[0]
+    for other in sorted(place.parent.glob(f"{name}seed[0-9]*")):
+        theirs = rows.read_json(other / METRICS).get("distill")
+        if other != place and theirs and theirs["sha256"] != metrics.get("distill", theirs)["sha256"]:
+            return other
+    return None
 
 
 def _cut(base: Recipe, recipe: Recipe) -> str | None:

@@ -99,8 +99,10 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
         ["time", f"{run['train_seconds'] / 60:.1f} minutes on {device}" + (f" x {count}" if count > 1 else "")],
         ["versions", ", ".join(f"{package} {version}" for package, version in run["versions"].items())],
     ]
-    if inexact(run):
-        lines.append(["resumed", inexact(run)])
+    own = (recipe["name"], "", recipe["seed"], run["data"], run["last_epoch_top1"])
+    notes = [row.note for row in runs if (row.recipe, row.variant, row.seed, row.data, row.top1_last) == own]
+    if note := next(filter(None, notes), inexact(run)):
+        lines.append(["note", note])
     if recipe.get("initial_weights"):
         lines[0][1] = lines[0][1].replace("nothing else", "and what the initial weights have seen")
         lines.insert(2, ["initial weights", f"of `{recipe['initial_weights']}`; their minutes are not below"])

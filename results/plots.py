@@ -11,6 +11,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,11 @@ def _over_time(
                 seen = [(epoch.minutes, shown) for epoch in epochs if (shown := value(epoch)) is not None]
                 title = None if number else _title(group)
                 axes.plot(*zip(*seen, strict=True), label=title, markersize=3, linewidth=1.4 if marked else 0.9, **look)
-                changes = (epoch.minutes for epoch in epochs if epoch.time_steps != epochs[0].time_steps)
-                switch = rows.minutes_before(results / run.run) or next(changes, None)
-                if switch is not None:
-                    axes.axvline(switch, color=style["color"], linewidth=0.8, linestyle=":")
-        _dress(axes, data, "minutes in epochs (dotted: T changes, or a run goes on)", beside)
+                changes = [after.minutes for before, after in pairwise(epochs) if before.time_steps != after.time_steps]
+                begun = rows.minutes_before(results / run.run)
+                for minutes in [begun, *changes] if begun else changes:
+                    axes.axvline(minutes, color=style["color"], linewidth=0.8, linestyle=":")
+        _dress(axes, data, "minutes in epochs (dotted: another T, or a run goes on)", beside)
     return panels
 
 

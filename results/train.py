@@ -1,9 +1,9 @@
 """Trains what the tables need, side by side on the visible GPUs: python -m results.train cifar100:1 cifar10_t1
 
 A run is RECIPE or RECIPE:SEED; --missing names those of goals.csv that results/ does not hold. A teacher or initial
-weights under runs/ that are not there are trained first. Each run is measured on its own device, made ready to ship
-where it may (RUN/ship/, in 8 bits), and taken into results/, as `results.measure`, `results.ship` and `results.add` do.
-What is finished is left alone, what was interrupted goes on.
+weights that are not there, and that a recipe makes, are trained first. Each run is measured on its own device, made
+ready to ship where it may (RUN/ship/, in 8 bits), and taken into results/, as `results.measure`, `results.ship` and
+`results.add` do. What is finished is left alone, what was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -55,16 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return Queue(
         [job for job, _ in jobs],
         asked.devices,
-        lambda job: add.main(take[job.folder]) == 0,
+        lambda job: _take(job, take[job.folder]),
         minutes=asked.minutes,
         commit=asked.commit,
     ).run()
 
 
+def _take(job: Job, words: list[str]) -> bool:
+    """Into results/, unless another run of the recipe is there and only a student asked for this one."""
+    if not words:
+        print(f"{job.name}: not taken into results/, which has another run of it; its students say which taught them")
+    return not words or add.main(words) == 0
+
+
 def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
-    """Every run that was asked for, what it needs before it, with the arguments of `results.add` that take it in."""
+    """Every run that was asked for, what it needs before it, with the arguments of `results.add` that take it in.
+
+    No arguments for a run that only others need, where results/ has one of that recipe already.
+    """
     wanted = [*map(_parse, asked.names), *(missing(asked.results) if asked.missing else [])]
     changes = parse_overrides(asked.set)
+    named = {name for name, seed in wanted if not seed and not asked.variant}
     planned: set[Path] = set()
     for name, seed in dict.fromkeys(wanted):
         shipped = load_recipe(name).replace(seed=seed)
@@ -73,11 +84,13 @@ def plan(asked: argparse.Namespace) -> Iterator[tuple[Job, list[str]]]:
         if difference is not None and not asked.variant:
             raise RecipeError(f"{name}: --set changes {difference}: name such runs with --variant")
         folder = asked.runs / _folder_name(recipe, asked.variant, asked.processes)
-        needs = needed(recipe, begun=(folder / RECIPE).is_file())
+        needs = needed(recipe, folder)
         for other, theirs in in_order(needs):
             if other not in planned:
                 planned.add(other)
-                yield _job(load_recipe(other.name), other, theirs, asked, changes=[], variant=None)
+                job, words = _job(load_recipe(other.name), other, theirs, asked, changes=[], variant=None)
+                spare = other.name not in named and any((asked.results / other.name).glob("*seed0"))
+                yield job, [] if spare else words
         if folder not in planned:
             planned.add(folder)
             yield _job(recipe, folder, needs, asked, changes=asked.set, variant=asked.variant)

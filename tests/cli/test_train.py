@@ -14,6 +14,7 @@ import pytest
 from s2tdpt.errors import TrainingInterrupted
 from s2tdpt.training import engine, needs
 from s2tdpt.training import recipe as recipes
+from s2tdpt.training.checkpoint import LATEST
 from s2tdpt.training.recipe import Recipe, load_recipe, parse_overrides
 
 QUICK = [
@@ -85,11 +86,11 @@ def test_it_goes_on_where_it_was_interrupted(cli, trained) -> None:
 
 
 def test_a_run_that_goes_on_needs_no_initial_weights(cli, trained) -> None:
-    Path("mine").mkdir()
-    Path("mine/recipe.yaml").touch()
-    assert (
-        cli("train", "digits", "--out", "mine", "--set", "initial_weights=runs/digits_vit", "--resume").exit_code == 0
-    )
+    late = load_recipe("digits").replace(initial_weights="runs/digits_vit")
+    Path("mine/checkpoint").mkdir(parents=True)
+    Path("mine/checkpoint", LATEST).touch()
+    late.save("mine/recipe.yaml")
+    assert cli("train", "mine/recipe.yaml", "--out", "mine", "--resume").exit_code == 0
     assert trained == [("digits", "mine", True)]
 
 

@@ -133,7 +133,7 @@ def test_minutes_of_runs_that_it_goes_on_from_count_too(make_run, root: Path, ca
     figure = Figure()
     plots.curves(figure, root)
     dotted = [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == ":"]
-    assert sorted(dotted) == [1.0, 1.0, 1.5, 3.0]  # T = 4 of two that begin themselves; where the others go on
+    assert sorted(dotted) == [1.0, 1.0, 1.5, 2.5, 3.0, 4.0]  # T = 4 in each, and where two go on
     Path("runs/second/model.json").write_text('{"sha256": "another"}')
     third = root / "cifar10_fast/third-seed0"
     assert add.main([str(third), "--results", str(root)]) == 0  # what is known stays
@@ -146,6 +146,18 @@ def test_minutes_of_runs_that_it_goes_on_from_count_too(make_run, root: Path, ca
     assert "goes on from runs/second, which is not here: say with --minutes-before" in capsys.readouterr().err
     assert add.main([*again, "--minutes-before", "8"]) == 0
     assert [row["minutes"] for row in table(root) if row["variant"] == "again"] == ["9.5"]
+
+
+def test_seeds_of_a_recipe_have_one_teacher(make_run, root: Path, capsys) -> None:
+    for seed, taught in enumerate(({}, {"distill": {"sha256": "a"}}, {"distill": {"sha256": "a"}})):
+        assert add.main([str(make_run(f"of{seed}", seed=seed, metrics=taught)), "--results", str(root)]) == 0
+    other = ["--results", str(root), str(make_run("other", seed=3, metrics={"distill": {"sha256": "b"}}))]
+    assert add.main(other) == 2
+    said = capsys.readouterr().err
+    assert "other was taught by another teacher than" in said
+    assert "cifar10_fast/seed1: name it with --variant" in said
+    assert add.main([*other, "--variant", "new-teacher"]) == 0
+    assert add.main([*other, "--ablation", "distill"]) == 0
 
 
 def test_a_run_is_named_from_where_one_stands(make_run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

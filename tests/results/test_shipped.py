@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from results import card
+from results import card, rows
 from results.goals import outside_band
 from results.ship import LARGEST
 from s2tdpt import create_model, list_models
@@ -40,6 +40,14 @@ def test_each(name: str) -> None:
     model = create_model(name, pretrained=True)
     assert sum(weight.numel() for weight in model.parameters()) == card["run"]["parameters"]
     assert len(card["data"]["classes"]) == len(counts)
+
+
+def test_a_card_has_the_note_of_its_run() -> None:
+    name = "s2tdpt_h_384.cifar10"
+    known, runs = read_card(WEIGHTS / name), rows.read(rows.RESULTS / rows.ACCURACY)
+    note = "began with the weights of cifar10_t1/seed0 in 8 bits"
+    assert f"| note | {note} |" in card.text(name, known, 1, runs)
+    assert note not in card.text(name, known | {"recipe": known["recipe"] | {"seed": 1}}, 1, runs)
 
 
 def test_a_card_says_in_which_precision_its_run_was_scored() -> None:

@@ -14,6 +14,7 @@ from results import train
 from results.queue import Job
 from s2tdpt.errors import S2tdptError
 from s2tdpt.training import needs
+from s2tdpt.training.checkpoint import LATEST
 from s2tdpt.training.recipe import load_recipe
 
 HEAD = "goal,data,what,seeds,top1,top1_aim,energy_mj,energy_aim,recipe\n"
@@ -53,6 +54,20 @@ def test_a_teacher_that_is_not_there_is_trained_first(tmp_path: Path, monkeypatc
     assert [job.needs for job, _ in plan(tmp_path, "cifar100_t1", **taught)] == [()]
 
 
+def test_a_run_that_only_others_need_replaces_none_in_results(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    taught = {"set": ["distill.teacher=runs/digits_vit"], "variant": "taught"}
+    assert all(words for _, words in plan(tmp_path, "digits", **taught))
+    (tmp_path / "digits_vit/two-gpus-seed0").mkdir(parents=True)
+    (teacher, words), (_, own) = plan(tmp_path, "digits", **taught)
+    assert (words, bool(own)) == ([], True)
+    assert train._take(teacher, words)
+    assert "digits_vit, seed 0: not taken into results/" in capsys.readouterr().out
+    monkeypatch.setattr(train, "load_recipe", lambda name: load_recipe(name).replace(initial_weights=beginning[name]))
+    beginning = {"digits": "runs/digits_vit", "digits_vit": None}
+    assert all(words for _, words in plan(tmp_path, "digits", "digits_vit"))  # this one was asked for
+
+
 def test_initial_weights_that_are_not_there_are_trained_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     both = ["initial_weights=runs/vit_cifar10", "distill.teacher=runs/vit_h_cifar100"]
@@ -70,6 +85,9 @@ def test_a_run_that_has_begun_needs_no_initial_weights(tmp_path: Path, monkeypat
     begun = Path("runs/digits-late-seed0")
     begun.mkdir(parents=True)
     load_recipe("digits").replace(initial_weights="runs/digits_vit").save(begun / "recipe.yaml")
+    assert len(plan(tmp_path, "digits", **changes)) == 2  # stopped before its first checkpoint
+    (begun / "checkpoint").mkdir()
+    (begun / "checkpoint" / LATEST).touch()
     ((job, _),) = plan(tmp_path, "digits", **changes)
     assert (job.folder, job.needs, job.train[-1]) == (begun, (), "--resume")
 

@@ -45,8 +45,8 @@ def train(
 ) -> None:
     """Train a model from a recipe.
 
-    The folder of the finished run is a MODEL for the other commands. A teacher or initial weights that the recipe looks
-    for under runs/, and that are not there, are trained first by the recipe of that name.
+    The folder of the finished run is a MODEL for the other commands. A teacher or initial weights that are not there,
+    and that a recipe makes, are trained first into that recipe's folder under runs/.
 
     \b
     Examples:
@@ -73,9 +73,11 @@ def train(
     where = {"device": device, "data_root": data_root}
     before = _needs(plan, folder, resume)
     current = folder
+    if before:
+        names = ", then ".join(map(str, before))
+        print(f"{plan.name} needs {names}: trained first, by their own recipes, without --set", file=sys.stderr)
     try:
         for current in before:
-            print(f"{plan.name} needs {current}: trained first", file=sys.stderr)
             engine.train(load_recipe(current.name), current, resume=(current / RECIPE).is_file(), **where)
         current = folder
         metrics = engine.train(plan, folder, resume=resume, **where)
@@ -95,13 +97,12 @@ def _needs(plan: Recipe, folder: Path, resume: bool) -> list[Path]:
     from s2tdpt.training.needs import departures, in_order, needed
 
     if int(os.environ.get("RANK", 0)) == 0:
-        for departure in departures(plan, begun=resume):
+        refuse_taken(folder, plan, resume)
+        for departure in departures(plan, folder):
             print(f"warning: {departure}", file=sys.stderr)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return []  # a recipe's batch would be that of each process
-    before = [need for need, _ in in_order(needed(plan, begun=resume))]
-    if before:
-        refuse_taken(folder, plan, resume)
+    before = [need for need, _ in in_order(needed(plan, folder))]
     if folder in before:
         raise TrainingError(f"{folder} is where {plan.name} looks for what it needs: choose another folder with --out")
     return before

@@ -59,10 +59,11 @@ class Distillation:
 
 def load_distillation(recipe: DistillRecipe, data: ImageSet, device: torch.device) -> Distillation:
     """The teacher that a recipe names, on `device`; `RecipeError` if it is not there or was trained for other data."""
+    path = located(recipe.teacher)
     try:
-        teacher, card = load_model(located(recipe.teacher), device=str(device))
+        teacher, card = load_model(path, device=str(device))
     except (S2tdptError, OSError) as error:
-        raise RecipeError(f"distill.teacher: {error}{how_to_make(recipe.teacher)}") from error
+        raise RecipeError(f"distill.teacher: {error}{how_to_make(path)}") from error
     config: Any = teacher.config
     about = card.get("data", {})
     theirs, ours = list(about.get("classes", data.classes)), list(data.classes)

@@ -26,9 +26,10 @@ def start_from(model: nn.Module, source: str, classes: Sequence[str] | None = No
     other biases and neurons stay as they were drawn, for real activations tell nothing of theirs. So does a head for
     other `classes` (None: any). `RecipeError` if the weights are not there, or do not fit.
     """
+    path = located(source)
     try:
         with torch.random.fork_rng(devices=[]):
-            trained, card = load_model(located(source))
+            trained, card = load_model(path)
         for name in GEOMETRY:
             theirs, ours = (getattr(m.config, name) for m in (trained, model))  # pyright: ignore[reportAttributeAccessIssue]
             if theirs != ours:
@@ -43,7 +44,7 @@ def start_from(model: nn.Module, source: str, classes: Sequence[str] | None = No
             taken |= {name: tensor for name, tensor in model.state_dict().items() if name in HEAD}
         load_state(model, taken, source=source)
     except (S2tdptError, OSError) as error:
-        raise RecipeError(f"initial_weights: {error}{how_to_make(source)}") from error
+        raise RecipeError(f"initial_weights: {error}{how_to_make(path)}") from error
     return {"source": source, "sha256": card.get("sha256"), "model": card.get("model")}
 
 

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from s2tdpt.errors import RecipeError
 from s2tdpt.models import list_models
 from s2tdpt.models.registry import MODELS
-from s2tdpt.training.recipe import RUNS, list_recipes, load_recipe
+from s2tdpt.training.recipe import RUNS, list_recipes, load_recipe, recipe_folders
 
 
 def is_named(source: str) -> bool:
-    """Whether `source` is MODEL.DATA, and no folder or file."""
-    return source.partition(".")[0] in MODELS
+    """Whether `source` is MODEL.TAG, and no folder or file."""
+    model, _, data = source.partition(".")
+    return model in MODELS and data.replace("_", "").isalnum()
 
 
 def located(source: str) -> str:
-    """For MODEL.DATA that does not ship, the run of the only recipe that trains MODEL on DATA; else `source` itself."""
+    """For MODEL.TAG that does not ship, the run of the only recipe for MODEL and the data TAG; else `source` itself.
+
+    `RecipeError` where no recipe does, or several do.
+    """
     if not is_named(source) or source in list_models(pretrained=True):
         return source
-    model, _, data = source.partition(".")
-    recipes = map(load_recipe, list_recipes())
-    makers = [recipe.name for recipe in recipes if (recipe.model.name, recipe.data.name) == (model, data)]
-    return str(Path(RUNS, makers[0])) if len(makers) == 1 else source
+    files = {path.stem: path for folder in recipe_folders() for path in sorted(folder.glob("*.yaml"))}
+    recipes = {name: load_recipe(path) for name, path in files.items()}
+    makers = [name for name, recipe in recipes.items() if f"{recipe.model.name}.{recipe.data.name}" == source]
+    if len(makers) == 1:
+        return str(Path(RUNS, makers[0]))
+    if not makers:
+        raise RecipeError(f"{source} does not ship, and no recipe trains it: name a run's folder")
+    runs = " or ".join(str(Path(RUNS, name)) for name in makers)
+    raise RecipeError(f"{source} does not ship, and {len(makers)} recipes train it: name the run, {runs}")
 
 
 def folder_of(source: str) -> Path:
@@ -35,8 +45,8 @@ def is_run_of_recipe(folder: Path) -> bool:
     return folder.parent == Path(RUNS) and folder.name in list_recipes()
 
 
-def how_to_make(source: str) -> str:
-    """What to add to an error about weights that are not there: the command that trains them, if it is a known one."""
-    folder = Path(located(source))
+def how_to_make(path: str) -> str:
+    """What to add to an error about weights that are not at `path`: the command that trains them, if it is known."""
+    folder = Path(path)
     known = is_run_of_recipe(folder) and not folder.exists()
     return f" (s2tdpt train {folder.name} makes it)" if known else ""

@@ -69,7 +69,11 @@ def restore(found: Checkpoint, setup: Setup) -> State:
         )
     teacher = None if setup.distillation is None else setup.distillation.source
     if teacher is not None and teacher["sha256"] != found.meta["distill"]["sha256"]:
-        raise CheckpointError(f"{found.path} was trained with another teacher than {teacher['teacher']} is now")
+        before, now = found.meta["distill"]["sha256"], teacher["sha256"]
+        raise CheckpointError(
+            f"{found.path} was trained with another teacher than {teacher['teacher']} is now (sha256 {before[:12]}…, "
+            f"not {now[:12]}…): put that one back, or start anew"
+        )
     setup.initial = found.meta.get("initial_weights")
     tensors = expand(found.state)
     setup.model.load_state_dict(tensors["model"])
