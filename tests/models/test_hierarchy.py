@@ -259,7 +259,7 @@ def test_the_command_line_lists_it(capsys: pytest.CaptureFixture[str]) -> None:
     from s2tdpt.cli.models import models
 
     models()
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(NAME)]
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{NAME} ")]
     assert "8,931,034" in row
 
 

@@ -88,7 +88,7 @@ def test_a_tag_with_a_dot_of_its_own(shelf: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("s2tdpt_tiny.toi", r"'s2tdpt_tiny.toi' is unknown: did you mean s2tdpt_tiny.toy\?"),
+        ("s2tdpt_tiny.toi", r"'s2tdpt_tiny.toi': did you mean s2tdpt_tiny.toy\?"),
         ("s2tdpt_tiny", "'s2tdpt_tiny' has no weights: use one of s2tdpt_tiny.toy, or a run folder"),
         ("no_such_thing", "is unknown: known are"),
         ("runs/no_such_run", "runs/no_such_run is no folder of a run"),

@@ -124,12 +124,12 @@ def _weights_path(name: str) -> Path:
 def _unknown(name: str, known: Iterable[str]) -> str:
     known = list(known)
     base = name.partition(".")[0]
-    if base in MODELS:
-        ship = [other for other in known if other.startswith(f"{base}.")]
-        there = f"there are {_listed(ship)}; else" if ship else "none do for this model:"
-        return f"no weights ship as {name!r}: {there} train {base}, and name the run's folder"
-    close = difflib.get_close_matches(name, known, n=1)
+    of_base = [other for other in known if other.startswith(f"{base}.")]
+    close = difflib.get_close_matches(name, of_base if base in MODELS else known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
+    if base in MODELS:
+        there = f"there are {_listed(of_base)}; else" if of_base else "none do for this model:"
+        return f"no weights ship as {name!r}: {hint}{there} train {base}, and name the run's folder"
     return f"model {name!r} is unknown: {hint}known are {_listed(known)}"
 
 
