@@ -146,7 +146,7 @@ def test_a_configuration_survives_json() -> None:
         ("S2TDPT_TINY!", {}, "is unknown: .*known are s2tdpt_4_384"),
         ("resnet", {}, "known are s2tdpt_4_384, .*vit_tiny"),
         ("", {}, "is unknown"),
-        ("s2tdpt_tiny.nosuchtag", {}, "no weights ship as 's2tdpt_tiny.nosuchtag': .*there are s2tdpt_tiny.digits; else"),
+        ("s2tdpt_tiny.nosuchtag", {}, "no weights ship as 's2tdpt_tiny.nosuchtag': .*are s2tdpt_tiny.digits; else"),
         ("vit_tiny.nosuchtag", {}, "'vit_tiny.nosuchtag': none do for this model: train vit_tiny, and name the run"),
         ("s2tdpt_tiny", {"attention": "softmax"}, "'softmax' is unknown: use one of stdp"),
         ("s2tdpt_tiny", {"neuron": "klif"}, "'klif' is unknown: use one of lif, plif"),
