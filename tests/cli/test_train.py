@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from s2tdpt.errors import TrainingInterrupted
+from s2tdpt.errors import RecipeError, TrainingInterrupted
 from s2tdpt.training import engine, needs
 from s2tdpt.training import recipe as recipes
 from s2tdpt.training.checkpoint import LATEST
@@ -151,6 +151,17 @@ def test_ctrl_c_in_what_it_needs_says_that_the_same_command_goes_on(cli, trained
     monkeypatch.setattr(engine, "train", stopped)
     result = cli(*TAUGHT)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted; the same command goes on")
+
+
+def test_what_goes_wrong_in_what_it_needs_names_its_command(cli, refused, trained, monkeypatch) -> None:
+    def wrong(*arguments: object, **where: object) -> None:
+        raise RecipeError("max_minutes: 16 is not enough")
+
+    monkeypatch.setattr(engine, "train", wrong)
+    said = cli(*TAUGHT).stderr.splitlines()[-1]
+    assert said.startswith("error: runs/digits_vit, which digits needs: max_minutes: 16 is not enough; its own command")
+    assert said.endswith("s2tdpt train digits_vit")
+    assert "needs:" not in refused("train", "digits", "--out", "other")
 
 
 def test_two_runs_one_after_another(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

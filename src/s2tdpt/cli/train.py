@@ -56,7 +56,7 @@ def train(
       s2tdpt train runs/first/recipe.yaml --out runs/first --resume
       torchrun --nproc-per-node 2 -m s2tdpt train cifar10_fast
     """
-    from s2tdpt.errors import TrainingError, TrainingInterrupted
+    from s2tdpt.errors import S2tdptError, TrainingError, TrainingInterrupted
     from s2tdpt.training import engine
     from s2tdpt.training.folder import RECIPE
     from s2tdpt.training.recipe import RUNS, load_recipe, parse_overrides
@@ -86,6 +86,11 @@ def train(
         again = f"to go on from the last checkpoint: {again}" if current == folder else "the same command goes on"
         print(f"\ninterrupted; {again}", file=sys.stderr)
         raise typer.Exit(130) from None
+    except S2tdptError as error:
+        if current == folder:
+            raise
+        own = f"s2tdpt train {current.name}"
+        raise TrainingError(f"{current}, which {plan.name} needs: {error}; its own command is {own}") from error
     if first_rank:
         print(f"top-1 accuracy {metrics['top1']:.2%} on {metrics['n']:,} images; everything is in {folder}")
 
