@@ -102,7 +102,7 @@ def _training(card: Mapping[str, Any], runs: Sequence[Row]) -> str:
     own = (recipe["name"], "", recipe["seed"], run["data"], run["last_epoch_top1"])
     notes = [row.note for row in runs if (row.recipe, row.variant, row.seed, row.data, row.top1_last) == own]
     if note := next(filter(None, notes), inexact(run)):
-        lines.append(["note", note])
+        lines.append(["note on the run", note])
     if recipe.get("initial_weights"):
         lines[0][1] = lines[0][1].replace("nothing else", "and what the initial weights have seen")
         lines.insert(2, ["initial weights", f"of `{recipe['initial_weights']}`; their minutes are not below"])

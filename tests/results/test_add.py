@@ -158,6 +158,8 @@ def test_seeds_of_a_recipe_have_one_teacher(make_run, root: Path, capsys) -> Non
     assert "cifar10_fast/seed1: name it with --variant" in said
     assert add.main([*other, "--variant", "new-teacher"]) == 0
     assert add.main([*other, "--ablation", "distill"]) == 0
+    own = make_run("own", seed=4, metrics={"distill": {"sha256": "c"}})  # in an ablation each seed may have its own
+    assert add.main([str(own), "--results", str(root), "--ablation", "distill"]) == 0
 
 
 def test_a_run_is_named_from_where_one_stands(make_run, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_card_has_the_note_of_its_run() -> None:
     name = "s2tdpt_h_384.cifar10"
     known, runs = read_card(WEIGHTS / name), rows.read(rows.RESULTS / rows.ACCURACY)
     note = "began with the weights of cifar10_t1/seed0 in 8 bits"
-    assert f"| note | {note} |" in card.text(name, known, 1, runs)
+    assert f"| note on the run | {note} |" in card.text(name, known, 1, runs)
     assert note not in card.text(name, known | {"recipe": known["recipe"] | {"seed": 1}}, 1, runs)
 
 
